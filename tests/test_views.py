@@ -102,7 +102,14 @@ def test_timeline_leaves_its_input_alone_and_takes_tensors():
     tensors = Detections(*(torch.tensor(x).requires_grad_(x.dtype.kind == "f") for x in copies))
     assert timeline(recording([[1, 2]], [0]), tensors).to_json() == expected
     halves = Detections(*(torch.tensor(x).half() if x.dtype.kind == "f" else torch.tensor(x) for x in copies))
-    assert bars_of(timeline(recording(), halves, threshold=0)) == 40
+    drawn = timeline(recording(), halves, threshold=0)
+    assert bars_of(drawn) == 40
+    assert all(start == round(start, 2) for trace in drawn.data for start in trace.base)      # no digits beyond the pixel
+
+
+def test_timeline_opacity_stays_an_opacity():
+    found = Detections(np.array([[1., 2.], [3., 4.], [5., 6.]]), np.zeros(3, int), np.array([-1., .5, 1.5]))
+    assert timeline(recording(), found, threshold=-9).data[0].marker.opacity == (.08, .5, 1)
 
 
 @pytest.mark.parametrize("labels, classes", [([5], ("a", "b")), ([-1], ("a",)), ([-1], None), ([0], ())])
@@ -122,14 +129,14 @@ def test_ordinary_timelines_are_small():
 
 # curves
 
-@pytest.mark.parametrize("log", [{}, {"total": []}, {"iteration": [1], "lr": [.1]}, {"iteration": [], "lr": [], "total": []}])
+@pytest.mark.parametrize("log", [{}, {"total": []}, {"iteration": [1], "learning_rate": [.1]}, {"iteration": [], "learning_rate": [], "total": []}])
 def test_loss_curves_of_nothing(log):
     assert loss_curves(log).layout.annotations[0].text == "nothing to draw"
 
 
 @pytest.mark.parametrize("count", [1, 2, 49, 301, 20_000])
 def test_loss_curves_of_any_length(count):
-    log = dict(iteration=np.arange(count), lr=np.full(count, 1e-3), total=np.linspace(3, 1, count), other=np.linspace(-1, 1, count))
+    log = dict(iteration=np.arange(count), learning_rate=np.full(count, 1e-3), total=np.linspace(3, 1, count), other=np.linspace(-1, 1, count))
     figure = loss_curves(log)
     strict(figure)
     assert len(figure.to_json()) < 60_000 and all(1 <= len(trace.x) <= 300 for trace in figure.data)
@@ -165,15 +172,15 @@ def test_thinning_keeps_order_and_spikes():
 
 def test_a_log_that_is_still_being_written(tmp_path):
     path = tmp_path / "log.csv"
-    whole = "iteration,lr,total,validation\n1,0.1,2.5,\n2,0.1,2.25,0.5\n"
+    whole = "iteration,learning_rate,total,validation\n1,0.1,2.5,\n2,0.1,2.25,0.5\n"
     for torn in ("", "3", "3,0.1,2.", "3,0.1,2.125,0.2"):            # the last one lacks only its end of line
         path.write_text(whole + torn)
         log = read_log(path)
         assert list(log["total"]) == [2.5, 2.25] and np.isnan(log["validation"][0])
         strict(loss_curves(str(path)))
-    path.write_text("iteration,lr,total\n")
+    path.write_text("iteration,learning_rate,total\n")
     assert loss_curves(path).layout.annotations[0].text == "nothing to draw"
-    path.write_text("iteration,lr")
+    path.write_text("iteration,learning_rate")
     with pytest.raises(ValueError, match="no header"):
         loss_curves(path)
 
@@ -213,11 +220,12 @@ class Sources(HTMLParser):
     "Every attribute of the page that makes a browser fetch something."
     def __init__(self, text):
         super().__init__()
-        self.found, self.tags, self.text = [], [], ""
+        self.found, self.tags, self.names, self.text = [], [], set(), ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        self.names |= {name for name, _ in attributes}
         self.found += [(tag, name, value) for name, value in attributes
                        if name in ("src", "srcset", "data", "action", "poster", "background") or (name == "href" and tag != "a")
                        or (name == "href" and not value.startswith("#"))]
@@ -240,10 +248,10 @@ def test_a_report_fetches_nothing(tmp_path):
 
 
 def test_outside_text_stays_text(tmp_path):
-    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    evil = '"onload="x()">' "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     figure = go.Figure(go.Scatter(y=[1], name=evil)).update_layout(title=evil)
     parsed = Sources(page(evil, [(evil, evil, figure), (evil, evil, [[evil], [evil]]), ("x", evil, None)]))
-    assert "img" not in parsed.tags and parsed.found == []
+    assert "img" not in parsed.tags and parsed.found == [] and "onload" not in parsed.names
     assert parsed.text.count("alert(1)") >= 7
     clean = Sources(page("t", [("h", "x", go.Figure(go.Scatter(y=[1]))), ("h", "x", [["h"], ["x"]]), ("x", "x", None)]))
     assert parsed.tags.count("script") == clean.tags.count("script")
@@ -277,5 +285,6 @@ def test_the_same_run_writes_the_same_page():
 
 def test_table_cells():
     text = page("t", [("h", "", [["a", "b"], [np.int64(7), np.float64(.123456)], [True, 1e-7], [float("inf"), "-"]])])
+    assert page("t", [("h", "", [["a"], [None], [np.nan]])]).count(">–<") == 2
     for cell in (">7<", ">0.1235<", ">True<", ">1e-07<", ">inf<", ">-<"):
         assert cell in text, cell

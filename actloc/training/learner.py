@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LearnerConfig', 'learning_rate', 'parameter_groups', 'moving_average', 'load_checkpoint', 'Learner',
-           'seed_everything', 'first_bad', 'refuse_other_settings', 'write_log', 'read_log']
+           'seed_everything', 'first_bad', 'refuse_other_settings', 'write_log', 'columns_of', 'rows_of']
 
 # %% ../../nbs/training/10_learner.ipynb #7fbc4803
 # In:  a model with `loss`, batches with `epoch`.
@@ -12,6 +12,7 @@ __all__ = ['PRECISIONS', 'LearnerConfig', 'learning_rate', 'parameter_groups', '
 import csv
 import math
 import random
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core.files import read_torch, replacing
 
@@ -93,7 +94,7 @@ class Learner:
         self.model, self.batches, self.config, self.folder = model.to(self.device), batches, config, Path(folder)
         self.settings = {"learner": asdict(config), **(settings or {})}     # what a checkpoint must agree with to be continued
         self.average = moving_average(model, config.ema_decay, config.ema_warmup)
-        self.optimiser = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+        self.optimiser = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16" and self.device.type == "cuda")
         self.steps = len(batches) // config.accumulate                      # optimiser steps per epoch
         if self.steps < 1: raise ValueError(f"{len(batches)} batches per epoch do not fill one step of {config.accumulate} batches")
@@ -107,7 +108,8 @@ class Learner:
         "Trains to the last epoch (or `until`), continuing a checkpoint in the folder if there is one."
         self.resume()
         writer = self.tensorboard()
-        started, bar = time.process_time(), tqdm(total=self.epochs * self.steps, initial=self.iteration, disable=not progress, unit="it", mininterval=2)
+        started, bar = time.process_time(), tqdm(total=self.epochs * self.steps, initial=self.iteration, disable=not progress, unit="it",
+                    mininterval=.5 if sys.stderr.isatty() else 10)
         while self.epoch < min(self.epochs, until or self.epochs):
             for row in self.train_epoch():
                 self.rows.append(row)
@@ -170,7 +172,7 @@ class Learner:
         write_log(self.rows, self.folder / "log.csv")
         content = {"model": self.model.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
                    "scaler": self.scaler.state_dict(), "iteration": self.iteration, "epoch": self.epoch, "cpu_s": self.cpu_s,
-                   "settings": self.settings}
+                   "settings": self.settings, "log": columns_of(self.rows)}
         with replacing(self.folder / "checkpoint.pt", "wb") as file: torch.save(content, file)
 
     def resume(self):
@@ -182,7 +184,7 @@ class Learner:
         self.model.load_state_dict(content["model"]), self.average.load_state_dict(content["average"])
         self.optimiser.load_state_dict(content["optimiser"]), self.scaler.load_state_dict(content["scaler"])
         self.iteration, self.epoch, self.cpu_s = content["iteration"], content["epoch"], content["cpu_s"]
-        self.rows = read_log(self.folder / "log.csv")[: self.iteration]
+        self.rows = rows_of(content["log"])
 
 # %% ../../nbs/training/10_learner.ipynb #7ffba077
 def seed_everything(seed: int, iteration: int):
@@ -206,15 +208,18 @@ def refuse_other_settings(saved: dict, current: dict, path: Path):
 
 # %% ../../nbs/training/10_learner.ipynb #5c876b4f
 def write_log(rows: list[dict], path: Path):
-    "One line per iteration, whole or not there; numbers so exact that reading gives them back."
+    "One line per iteration, whole or not there."
     if not rows: return
     with replacing(path, newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows({k: repr(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows(rows)
 
-def read_log(path: Path) -> list[dict]:
-    "The rows of a log."
-    if not path.exists(): return []
-    whole = ("iteration", "epoch")
-    with open(path, newline="") as file: return [{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+def columns_of(rows: list[dict]) -> dict[str, torch.Tensor]:
+    "The log as one tensor per column: small in a checkpoint, and exact."
+    return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in (rows[0] if rows else ())}
+
+def rows_of(columns: dict[str, torch.Tensor]) -> list[dict]:
+    "The rows again; iteration and epoch are whole numbers."
+    plain = {name: column.tolist() if name not in ("iteration", "epoch") else column.long().tolist() for name, column in columns.items()}
+    return [dict(zip(plain, row)) for row in zip(*plain.values())]

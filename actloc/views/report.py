@@ -8,8 +8,6 @@ __all__ = ['STYLE', 'HINT', 'TOUCH', 'POLICY', 'paragraphs', 'table', 'caption_o
 # %% ../../nbs/views/30_report.ipynb #6fd29494
 # In:  a title and sections: (heading, text, content), content a plotly Figure, a table or None.
 # Out: a self-contained HTML file, whole or not there at all.
-import math
-import os
 import re
 from html import escape, unescape
 from pathlib import Path
@@ -17,6 +15,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
+
+from ..core.files import replacing
 
 # %% ../../nbs/views/30_report.ipynb #449986b1
 def paragraphs(
@@ -127,11 +127,5 @@ def write_report(
 ) -> Path:             # where it is
     "Write a self-contained HTML page: whole, or not at all. Raises ValueError for a section that is none."
     path, document = Path(path), page(title, sections)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(document, encoding="utf-8", errors="replace")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path, encoding="utf-8", errors="replace") as file: file.write(document)
     return path
