@@ -40,6 +40,7 @@ class ActionFormerConfig:
     heads: int = 4
     window: int | tuple = 19              # steps that attention sees; one per level as a tuple; <= 1 = everything
     max_seq_len: int = 2304               # training crops to it, and shorter recordings count as padded to it
+    standardise: bool = False             # ours: bring every input channel to mean 0 and deviation 1 of the training data
     embedding_kernel: int = 3
     absolute_position: bool = False
     relative_position: bool = False
@@ -143,10 +144,20 @@ class ActionFormer(nn.Module):
         self.neck = (FeaturePyramidNeck if c.neck == "fpn" else NormNeck)(width, c.levels)
         self.heads = Heads(width, c.num_classes, c.levels, c.head_layers, c.head_kernel, c.prior, c.empty_classes, c.offset_activation)
         self.register_buffer("loss_normaliser", torch.tensor(float(c.init_loss_norm)))
+        channels = c.input_dim if isinstance(c.input_dim, int) else sum(c.input_dim)
+        self.register_buffer("channel_mean", torch.zeros(channels))
+        self.register_buffer("channel_deviation", torch.ones(channels))
+
+    def set_channels(self, mean: Tensor, deviation: Tensor) -> "ActionFormer":
+        "Tells the model mean and deviation [C] of the training features (used with `standardise`, and kept with the weights)."
+        self.channel_mean.copy_(torch.as_tensor(mean)), self.channel_deviation.copy_(torch.as_tensor(deviation).clamp(min=1e-6))
+        return self
 
     def levels(self, features: Tensor, mask: Tensor) -> list:
         "Levels after the neck, for features [B, C, T] and mask [B, T]."
         check_features(self.config, features, mask)
+        if self.config.standardise:
+            features = torch.where(mask[:, None], (features - self.channel_mean[:, None]) / self.channel_deviation[:, None], 0.)
         lengths = mask.sum(1).tolist()
         T, alone = needed_length(self.config, lengths), [padded_length(self.config, n) for n in lengths]
         features, mask = (F.pad(x, (0, max(0, T - x.shape[-1])))[..., :T] for x in (features, mask))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CropConfig', 'Window', 'cut', 'draw_window', 'window_length', 'stretched', 'disturbed', 'resized', 'Batch', 'collate',
-           'TrainingBatches', 'Draws']
+           'TrainingBatches', 'Draws', 'channel_statistics']
 
 # %% ../../nbs/data/40_loading.ipynb #6b029311
 # In:  recordings.
@@ -138,3 +138,11 @@ class Draws:
 
     def __getitem__(self, i: int) -> Window:
         return draw_window(self.batches.recordings[i], self.batches.config, np.random.default_rng([self.batches.seed, self.epoch, i]))
+
+# %% ../../nbs/data/40_loading.ipynb #f71039eb
+def channel_statistics(recordings: Sequence) -> tuple[np.ndarray, np.ndarray]:  # [C], [C]
+    "Mean and standard deviation of every channel over all steps of all recordings."
+    steps = sum(r.features.shape[1] for r in recordings)
+    mean = sum(r.features.sum(1, dtype=np.float64) for r in recordings) / steps
+    variance = sum(np.square(r.features - mean[:, None]).sum(1) for r in recordings) / steps
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)

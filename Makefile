@@ -1,0 +1,59 @@
+# make demo      train, evaluate and explain a model on synthetic recordings (4 minutes on 2 cores, after set-up)
+# make test      everything that guards the project (10 minutes on 2 cores, after set-up)
+# make test-slow the longer checks: the real run on HAPT (where ../shared lies beside the project) and the demo's number
+# make hapt      the real run: raw sensor recordings to three trained, evaluated models
+# make export    notebooks -> package, README, and both cleaned; make outputs also executes the notebooks and keeps what they show
+# make docs      the site: staged always, rendered where quarto is installed
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SHELL  := /bin/bash
+HAPT   ?= $(wildcard ../shared/data/hapt.zip)
+export PLOTLY_RENDERER := plotly_mimetype
+took = printf '%s: %d s\n' "$(1)" $$((SECONDS))
+
+.PHONY: setup demo test test-slow hapt export outputs docs bench clean
+
+setup: $(READY)
+
+$(READY): settings.ini setup.py
+	@echo "setting up $(VENV) (downloads torch and friends: minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $$($(PYTHON) --version) came. Try: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install -q --upgrade pip
+	@$(BIN)/python -m pip install -q -e '.[dev]' && touch $@ && $(call took,set-up)
+
+demo: $(READY)
+	@rm -rf runs/demo
+	@$(BIN)/actloc train -f params/demo.yaml --out runs/demo && $(call took,demo)
+
+test: export OMP_NUM_THREADS = 1
+test: $(READY)
+	@echo "1/2 tests" && $(BIN)/python -m pytest -q -m 'not slow' tests
+	@echo "2/2 notebooks: each is executed, its assertions are tests" && $(BIN)/nbdev_test --n_workers 2 --timing && $(call took,tests)
+
+test-slow: export OMP_WAIT_POLICY = PASSIVE
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -q -m slow tests && $(call took,slow tests)
+
+data/hapt/annotations.json: $(READY)
+	@$(BIN)/python data_scripts/prepare_hapt.py $(HAPT) data/hapt
+
+hapt: data/hapt/annotations.json
+	@for seed in 1 2 3; do $(BIN)/actloc train -f params/hapt.yaml -p seed=$$seed --out runs/hapt_seed$$seed || exit; done; $(call took,hapt)
+
+export: $(READY)
+	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python -c 'from actloc.app.site import write_readme; write_readme()'
+
+outputs: $(READY)
+	@for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' | sort); do echo $$nb && $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$nb || exit; done
+	@$(MAKE) -s export
+
+docs: $(READY)
+	@$(BIN)/python -c 'if __name__ == "__main__": from actloc.app.site import stage; stage()'
+	@if command -v quarto > /dev/null; then cd _proc && quarto render --no-execute; else echo "the site is staged in _proc; to render it, install quarto (https://quarto.org/docs/get-started) and call make docs again"; fi
+
+clean:
+	rm -rf $(VENV) runs _proc _docs *.egg-info
