@@ -10,14 +10,10 @@ __all__ = ['Recording', 'Detections', 'pad']
 # Out: Recording (one video or sensor stream), Detections (what was found in it), a padded batch with its mask.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .segments import FeatureGrid, check_segments
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # %% ../../nbs/core/20_records.ipynb #f9b2a322
 @dataclass(frozen=True)
@@ -54,9 +50,9 @@ class Recording:
 @dataclass(frozen=True)
 class Detections:
     "What was found in one recording: segments [M, 2], labels [M], scores [M], indexed together (arrays or tensors)."
-    segments: "np.ndarray | Tensor"
-    labels: "np.ndarray | Tensor"
-    scores: "np.ndarray | Tensor"
+    segments: np.ndarray   # or a tensor, as all three
+    labels: np.ndarray
+    scores: np.ndarray
 
     def __post_init__(self):
         if not len(self.segments) == len(self.labels) == len(self.scores):
@@ -83,7 +79,7 @@ class Detections:
 # %% ../../nbs/core/20_records.ipynb #c8981ab1
 def pad(
     features: list,              # of [C, T_i] arrays or tensors, all with the same C
-) -> "tuple[Tensor, Tensor]":    # features [B, C, T] with zeros at the end; mask [B, T], True = real
+) -> tuple:                     # tensors: features [B, C, T] with zeros at the end; mask [B, T], True = real
     "One batch from recordings of different length. Raises ValueError for unequal channels or a length of 0."
     import torch
 
