@@ -47,9 +47,10 @@ class Losses(NamedTuple):
     total: Tensor
     classification: Tensor
     regression: Tensor
+    refinement: Tensor   # 0 without boundary refinement
 
 def normalised(classification: Tensor, regression: Tensor, normaliser: Tensor, loss_weight: float) -> Losses:
     "Sums over points divided by the normaliser; a weight <= 0 balances both losses."
     classification, regression = classification / normaliser, regression / normaliser
     weight = loss_weight if loss_weight > 0 else classification.detach() / regression.detach().clamp(min=.01)
-    return Losses(classification + weight * regression, classification, regression)
+    return Losses(classification + weight * regression, classification, regression, torch.zeros_like(regression))

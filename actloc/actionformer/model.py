@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .heads import ACTIVATIONS, Heads
+from .heads import ACTIVATIONS, Heads, Tower
 from .losses import Losses, diou_loss, focal_loss, normalised
 from .points import Points, assign, decode, make_points
 from .pyramid import FeaturePyramidNeck, NormNeck, conv_pyramid, transformer_pyramid
+from .refinement import refine, refinement_loss
 from ..core.records import Detections
 from ..ops.masked import extent_of
 from ..ops.nms import METHODS, nms
@@ -47,6 +48,8 @@ class ActionFormerConfig:
     head_layers: int = 3
     head_kernel: int = 3
     regression_ranges: tuple = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))   # grid steps, one per level
+    refine_radius: float = 0.             # ours: steps within which the finest level corrects ends; 0 = no refinement
+    refine_weight: float = .5             # of its loss
     offset_activation: str = "relu"       # the release's; "softplus" (ours) never dies
     # training
     center_radius: float | None = 1.5     # centre sampling in strides; None = every point inside
@@ -129,6 +132,7 @@ class Outputs(NamedTuple):
     mask: Tensor         # [B, P] bool, True = real
     points: Points       # [P]
     lengths: list        # T_l of each level, sum = P
+    residuals: Tensor | None = None   # [B, T, 2] from the finest level's steps to the nearest start and end
 
 # %% ../../nbs/actionformer/50_model.ipynb #e9d37035
 class ActionFormer(nn.Module):
@@ -143,6 +147,7 @@ class ActionFormer(nn.Module):
             dropout=c.dropout, drop_path=c.drop_path, relative_position=c.relative_position)
         self.neck = (FeaturePyramidNeck if c.neck == "fpn" else NormNeck)(width, c.levels)
         self.heads = Heads(width, c.num_classes, c.levels, c.head_layers, c.head_kernel, c.prior, c.empty_classes, c.offset_activation)
+        self.refinement = Tower(width, 2, 2, c.head_kernel) if c.refine_radius > 0 else None
         self.register_buffer("loss_normaliser", torch.tensor(float(c.init_loss_norm)))
         channels = c.input_dim if isinstance(c.input_dim, int) else sum(c.input_dim)
         self.register_buffer("channel_mean", torch.zeros(channels))
@@ -169,7 +174,8 @@ class ActionFormer(nn.Module):
         logits, offsets = self.heads(levels)
         lengths = [level.x.shape[1] for level in levels]
         points = make_points(lengths, self.config.regression_ranges, features.device)
-        return Outputs(logits, offsets, torch.cat([level.extent.mask for level in levels], 1), points, lengths)
+        residuals = self.refinement(*levels[0]) if self.refinement else None
+        return Outputs(logits, offsets, torch.cat([level.extent.mask for level in levels], 1), points, lengths, residuals)
 
     def loss(self, features: Tensor, mask: Tensor, segments: list[Tensor], labels: list[Tensor]) -> Losses:
         "Losses of a batch; `segments` on the feature grid. In training mode the normaliser moves."
@@ -181,7 +187,10 @@ class ActionFormer(nn.Module):
         smooth = targets * (1 - c.label_smoothing) + c.label_smoothing / (c.num_classes + 1)
         classification = (focal_loss(out.logits, smooth) * out.mask[..., None]).sum()
         regression = torch.where(positive, diou_loss(out.offsets, torch.where(positive[..., None], offsets, 1.)), 0.).sum()
-        return normalised(classification, regression, normaliser, c.loss_weight)
+        losses = normalised(classification, regression, normaliser, c.loss_weight)
+        if out.residuals is None: return losses
+        refinement = refinement_loss(out.residuals, segments, out.mask[:, : out.lengths[0]], c.refine_radius)
+        return losses._replace(total=losses.total + c.refine_weight * refinement, refinement=refinement)
 
     @torch.no_grad()
     def predict(self, features: Tensor, mask: Tensor) -> list[Detections]:
@@ -200,6 +209,7 @@ def candidates(config: ActionFormerConfig, out: Outputs) -> list[Detections]:
         best, index = scores[:, level].flatten(1).topk(min(config.pre_nms_topk, length * K), 1)
         p = first + index // K
         segments = decode(out.points.position[p], out.points.stride[p], out.offsets.float().gather(1, p[..., None].expand(-1, -1, 2)))
+        if out.residuals is not None: segments = refine(segments, out.residuals.float(), config.refine_radius)
         keep = (best > config.pre_nms_threshold) & (segments[..., 1] - segments[..., 0] > config.duration_threshold)
         found.append((segments, index % K, best, keep))
         first += length
