@@ -42,7 +42,7 @@ data/hapt/annotations.json: $(READY)
 	@$(BIN)/python data_scripts/prepare_hapt.py $(HAPT) data/hapt
 
 hapt: data/hapt/annotations.json
-	@for seed in 1 2 3; do $(BIN)/actloc train -f params/hapt.yaml -p seed=$$seed --out runs/hapt_seed$$seed || exit; done; $(call took,hapt)
+	@for seed in 1 2 3; do $(BIN)/actloc train -f params/hapt.yaml -p seed=$$seed --out runs/hapt_seed$$seed && cp runs/hapt_seed$$seed/metrics.json results/hapt_seed$$seed.json || exit; done; $(call took,hapt)
 
 export: $(READY)
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python -c 'from actloc.app.site import write_readme; write_readme()'

@@ -89,7 +89,8 @@ def execute(path: Path, executed: Path, parameters: dict):
     from nbclient.exceptions import DeadKernelError
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("papermill.translators", "papermill"): logging.getLogger(name).setLevel(logging.INFO)
+    said = lambda record: bool(record.getMessage().strip()) and not record.getMessage().startswith(("Executing", "Ending", "Input Notebook", "Output Notebook"))
+    for handler in logging.getLogger().handlers: handler.addFilter(said)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     executed.parent.mkdir(parents=True, exist_ok=True)
     try: papermill.execute_notebook(str(path), str(executed), parameters, kernel_name="python3", log_output=True, progress_bar=False, autosave_cell_every=0)
