@@ -56,4 +56,4 @@ docs: $(READY)
 	@if command -v quarto > /dev/null; then cd _proc && quarto render --no-execute; else echo "the site is staged in _proc; to render it, install quarto (https://quarto.org/docs/get-started) and call make docs again"; fi
 
 clean:
-	rm -rf $(VENV) runs _proc _docs *.egg-info
+	rm -rf $(VENV) runs/* _proc _docs *.egg-info

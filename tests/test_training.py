@@ -134,3 +134,15 @@ def test_train_from_the_command_line(tmp_path):
 def test_bad_parameters_get_a_sentence(tmp_path, change, says):
     done = actloc("train", "-p", change, "--out", "run", cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr.split("actloc:")[-1], done.stderr
+
+
+def test_tensorboard_and_csv_logs(tmp_path):
+    trained = learner(tmp_path, tensorboard=True, epochs=1).fit(progress=False)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines[0].split(",")[:4] == ["iteration", "epoch", "learning_rate", "gradient_norm"] and len(lines) == len(trained.rows) + 1
+
+
+def test_two_processes_never_share_a_seed_by_accident(tmp_path):
+    one, two = (learner(tmp_path / name, seed=seed).fit(until=1, progress=False) for name, seed in (("one", 1), ("two", 2)))
+    assert [r["total"] for r in one.rows] != [r["total"] for r in two.rows]
