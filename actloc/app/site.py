@@ -20,7 +20,7 @@ def readme_text(index: str | Path) -> str:
     parts = ["<!-- generated from nbs/index.ipynb by `make export`; edit the notebook -->"]
     for cell in nbformat.read(index, 4).cells:
         if cell.cell_type == "code" and cell.source.lstrip().startswith("#| hide"): continue
-        parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
+        if "#| echo: false" not in cell.source: parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
         parts += ["```text\n" + text.rstrip() + "\n```" for output in cell.get("outputs", []) if (text := printed(output))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
