@@ -31,8 +31,7 @@ demo: $(READY)
 
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	@echo "1/2 tests" && $(BIN)/python -m pytest -q -m 'not slow' tests
-	@echo "2/2 notebooks: each is executed, its assertions are tests" && $(BIN)/nbdev_test --n_workers 2 --timing && $(call took,tests)
+	@echo "1/2 tests" && $(BIN)/python -m pytest -q -m 'not slow' tests && echo "2/2 notebooks: each is executed, its assertions are tests" && $(BIN)/nbdev_test --n_workers 2 --timing && $(call took,tests)
 
 test-slow: export OMP_WAIT_POLICY = PASSIVE
 test-slow: $(READY)
