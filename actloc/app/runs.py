@@ -41,7 +41,7 @@ def machine() -> str:
 def commit() -> str:
     "The commit of the checkout that this package lies in."
     ask = lambda *words: subprocess.run(["git", "-C", Path(actloc.__file__).parent, *words], capture_output=True, text=True, timeout=10)
-    try: head, changes = ask("rev-parse", "--short=12", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+    try: head, changes = ask("rev-parse", "--short=12", "HEAD"), ask("status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.TimeoutExpired): return "unknown"
     return head.stdout.strip() + "+" * bool(changes.stdout.strip()) if head.returncode == 0 else "not a checkout"
 
