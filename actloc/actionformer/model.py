@@ -10,7 +10,6 @@ __all__ = ['ActionFormerConfig', 'check_config', 'padded_length', 'needed_length
 # In:  features [B, C, T], mask [B, T]; in training also segments [G, 2] on the grid and labels [G] per recording.
 # Out: forward -> Outputs; loss -> Losses; predict -> Detections per recording, on the feature grid.
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from .losses import Losses, diou_loss, focal_loss, normalised
 from .points import Points, assign, decode, make_points
 from .pyramid import FeaturePyramidNeck, NormNeck, conv_pyramid, transformer_pyramid
 from .refinement import refine, refinement_loss
+from ..core.files import refuse_unknown
 from ..core.records import Detections
 from ..ops.masked import extent_of
 from ..ops.nms import METHODS, nms
@@ -81,11 +81,7 @@ class ActionFormerConfig:
     @classmethod
     def from_dict(cls, settings: dict) -> "ActionFormerConfig":
         "A configuration from plain settings; an unknown name raises ValueError with the nearest known one."
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                raise ValueError(f"ActionFormerConfig has no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"))
+        refuse_unknown(settings, [field.name for field in dataclasses.fields(cls)], "ActionFormerConfig has no setting")
         return cls(**settings)
 
     @property

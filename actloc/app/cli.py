@@ -9,13 +9,13 @@ __all__ = ['parameters_from', 'loader', 'notebook', 'defaults_of', 'train', 'exe
 # In:  words of the command line.
 # Out: an exit code: 0 done, 2 refused with one sentence.
 import argparse
-import difflib
 import json
 import os
 import sys
 from pathlib import Path
 
 import actloc
+from ..core.files import refuse_unknown
 
 # %% ../../nbs/app/30_cli.ipynb #6f46ab45
 def parameters_from(file: str | None, changes: list[str], defaults: dict) -> dict:
@@ -34,10 +34,7 @@ def parameters_from(file: str | None, changes: list[str], defaults: dict) -> dic
         name, _, entry = name.partition(".")
         value = yaml.load(value, Loader=loader())
         parameters[name] = {**(parameters.get(name, defaults.get(name)) or {}), entry: value} if entry else value
-    for name in parameters:
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, 1)
-            raise ValueError(f"there is no parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(defaults)}"))
+    refuse_unknown(parameters, list(defaults), "there is no parameter")
     return parameters
 
 def loader():

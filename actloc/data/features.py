@@ -9,11 +9,12 @@ __all__ = ['FeatureFiles', 'read_array', 'read_features']
 # In:  feature files, one per recording and stream.
 # Out: features [C, T] float32 of one recording; FeatureFiles says where they are and on which grid.
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from ..core.files import refuse_unknown
 
 # %% ../../nbs/data/20_features.ipynb #e136fc46
 @dataclass(frozen=True)
@@ -37,11 +38,7 @@ class FeatureFiles:
     @classmethod
     def from_dict(cls, header: dict) -> "FeatureFiles":
         "From plain settings; raises ValueError for an unknown or missing one."
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in header:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                raise ValueError(f"features: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"))
+        refuse_unknown(header, [f.name for f in dataclasses.fields(cls)], "features: unknown setting")
         missing = [name for name in ("folder", "stride", "num_frames") if header.get(name) is None]
         if missing: raise ValueError(f"features: {', '.join(missing)} missing; without them seconds cannot be aligned with features")
         return cls(**header)
