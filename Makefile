@@ -43,6 +43,10 @@ data/hapt/annotations.json: $(READY)
 hapt: data/hapt/annotations.json
 	@for seed in 1 2 3; do $(BIN)/actloc train -f params/hapt.yaml -p seed=$$seed --out runs/hapt_seed$$seed && cp runs/hapt_seed$$seed/metrics.json results/hapt_seed$$seed.json || exit; done; $(call took,hapt)
 
+bench: export OMP_WAIT_POLICY = PASSIVE
+bench: $(READY)
+	@$(BIN)/papermill nbs/experiments/evaluation_race.ipynb runs/evaluation_race.ipynb -k python3 --no-progress-bar --log-output -p scale 1.0 -p out results/evaluation_race_cpu.json && $(call took,bench)
+
 export: $(READY)
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python -c 'from actloc.app.site import write_readme; write_readme()'
 

@@ -31,12 +31,11 @@ def environment() -> dict:
 
 def machine() -> str:
     "The processor, in words."
-    import torch
-
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    torch = sys.modules.get("torch")                                  # importing it takes seconds, and who has not, did not compute with it
+    gpu = f", {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""
     try: name = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     except (OSError, StopIteration): name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"
+    return f"{name}, {os.cpu_count()} cores{f', {torch.get_num_threads()} threads' if torch else ''}{gpu}"
 
 def commit() -> str:
     "The commit of the checkout that this package lies in."

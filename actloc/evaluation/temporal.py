@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'LAYOUTS', 'Table', 'ground_truth_table', 'detections_table', 'clean_ground_truth', 'check_tiou',
-           'parse_tiou', 'Protocol', 'TemporalResult', 'evaluate_temporal', 'precision_recall', 'ProposalResult',
-           'average_recall', 'read_ground_truth', 'read_predictions', 'write_predictions']
+           'parse_tiou', 'Protocol', 'TemporalResult', 'aligned_segments', 'evaluate_temporal', 'precision_recall',
+           'ProposalResult', 'average_recall', 'read_ground_truth', 'evaluated_recordings', 'read_predictions',
+           'write_predictions']
 
 # %% ../../nbs/evaluation/20_temporal.ipynb #0ac34590
 # In:  ground truth and detections of many videos, as flat tables, from records or from official JSON files (also .gz).
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.annotations import read_annotations
+from ..core.annotations import Annotation, Annotations, read_annotations
 from ..core.files import read_json, replacing
 from ..core.records import Detections, Recording
 from . import matching
@@ -200,8 +201,12 @@ class TemporalResult:
         return "\n".join(lines + [f"{name:{width}}" + "".join(f"{v:8.4f}" for v in (*r, r.mean())) for name, r in rows])
 
 # %% ../../nbs/evaluation/20_temporal.ipynb #bc324de6
-def _align(ground_truth, predictions, excluded=()):
-    "Cleaned ground truth and the predictions on its video numbers (-1 elsewhere), without excluded videos, both backwards (ties)."
+def aligned_segments(
+    ground_truth: Table,            # cleaned here
+    predictions: Table,             # with scores; other videos and classes are allowed
+    excluded: Sequence[str] = (),   # videos to leave out on both sides
+) -> tuple[matching.Instances, matching.Instances]:  # ground truth, detections; both backwards, which decides ties
+    "Both tables on the video numbers of the ground truth, -1 elsewhere. Raises ValueError if they cannot be about the same videos."
     if predictions.scores is None: raise ValueError("the predictions have no scores; without them they cannot be sorted")
     if bool(ground_truth.ids) != bool(predictions.ids) and (len(predictions) or predictions.ids):
         raise ValueError("one table names its videos and the other does not; `ids` are needed in both or in none")
@@ -214,11 +219,15 @@ def _align(ground_truth, predictions, excluded=()):
     if truth.labels.min() < 0: raise ValueError(f"ground truth has class {truth.labels.min()}; classes count from 0")
     if not predictions.ids:
         video = np.where(np.isin(predictions.video, ground_truth.video), predictions.video, -1)
-        return truth[::-1], Table(video, predictions.segments, predictions.labels, predictions.scores)[::-1]
+        return _backwards(truth, truth.video), _backwards(predictions, video)
     _warn_of_other_videos(number, [name for name in predictions.ids if name not in excluded])
     found = predictions[~np.isin(predictions.video, np.flatnonzero([name in excluded for name in predictions.ids]))]
     video = np.where(found.video < 0, -1, np.array([number.get(name, -1) for name in predictions.ids])[found.video])
-    return truth[::-1], Table(video, found.segments, found.labels, found.scores, truth.ids)[::-1]
+    return _backwards(truth, truth.video), _backwards(found, video)
+
+def _backwards(table, video):
+    "The rows of a table from the last to the first, on other video numbers."
+    return matching.Instances(video, table.segments, table.labels, table.scores)[::-1]
 
 def _warn_of_other_videos(known, names):
     "Warns if some of the named videos are not evaluated, raises ValueError if none is."
@@ -241,21 +250,21 @@ def evaluate_temporal(
 ) -> TemporalResult:
     "mAP@tIoU and Recall@kx (`best free`). Of equal scores the last in the input comes first. Raises ValueError if there is nothing to find."
     thresholds = check_tiou(tiou)
-    truth, found = _align(ground_truth, predictions, excluded)
+    truth, found = aligned_segments(ground_truth, predictions, excluded)
     classes = _class_names(classes, truth.labels.max() + 1)
     instances = np.bincount(truth.labels, minlength=len(classes))
     ignored = ~np.isin(found.labels, np.flatnonzero(instances))
-    outside = int((found.video < 0).sum())
+    outside = int((found.where < 0).sum())
     order = np.flatnonzero(~ignored)
     counted = found[order[np.lexsort((-found.scores[order], found.labels[order]))]]   # by class, best first; stable
-    keys, truth_keys = (np.where(t.video < 0, -1, t.video * len(classes) + t.labels) for t in (counted, truth))
-    pairs = matching.candidates(keys, counted.segments, truth_keys, truth.segments, min(thresholds))
+    keys, truth_keys = counted.keys(len(classes)), truth.keys(len(classes))
+    pairs = matching.candidates(keys, counted.boxes, truth_keys, truth.boxes, min(thresholds))
     hits = matching.match(pairs, len(truth), thresholds, "best free") >= 0
     reached = matching.first_ranks(pairs, matching.rank_within(keys), len(truth), thresholds)
     return TemporalResult(
         thresholds, classes, matching.average_precisions(hits, counted.labels, instances),
         tuple(recall_at), _recall_at(reached, truth.labels, truth_keys, instances, recall_at), instances,
-        len(set(truth.ids) - set(excluded)) or len(np.unique(truth.video)), len(found), int(ignored.sum()), outside, tuple(excluded), protocol)
+        len(set(ground_truth.ids) - set(excluded)) or len(np.unique(truth.where)), len(found), int(ignored.sum()), outside, tuple(excluded), protocol)
 
 def _class_names(classes, needed):
     "[K] names; numbers if there are none. Raises ValueError if they are too few or not different."
@@ -279,11 +288,11 @@ def precision_recall(
     label: int,              # class number
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # precision, recall, scores [M], best first
     "Precision and recall of one class after each of its detections, for plots and for choosing an operating point."
-    truth, found = _align(ground_truth, predictions)
+    truth, found = aligned_segments(ground_truth, predictions)
     truth, found = truth[truth.labels == label], found[found.labels == label]
     if len(truth) == 0: raise ValueError(f"class {label} has no ground truth here; there is nothing to recall")
     found = found[np.argsort(-found.scores, kind="stable")]
-    pairs = matching.candidates(found.video, found.segments, truth.video, truth.segments, *check_tiou([tiou]))
+    pairs = matching.candidates(found.where, found.boxes, truth.where, truth.boxes, *check_tiou([tiou]))
     hits = matching.match(pairs, len(truth), [tiou], "best free")[0] >= 0
     return *matching.precision_recall(hits, len(truth)), found.scores
 
@@ -326,14 +335,14 @@ def average_recall(
 ) -> ProposalResult:
     "AR@AN for AN = 1..`up_to`, as in the ActivityNet proposal task. Raises ValueError if there is nothing to find."
     thresholds = check_tiou(tiou)
-    truth, found = _align(ground_truth, proposals, excluded)
-    found = found[np.isin(found.video, truth.video)]
+    truth, found = aligned_segments(ground_truth, proposals, excluded)
+    found = found[np.isin(found.where, truth.where)]
     found = found[np.argsort(-found.scores, kind="stable")]
-    pairs = matching.candidates(found.video, found.segments, truth.video, truth.segments, min(thresholds))
-    reached = matching.first_ranks(pairs, matching.rank_within(found.video), len(truth), thresholds)
-    videos, own = len(np.unique(truth.video)), np.bincount(found.video, minlength=truth.video.max() + 1)
+    pairs = matching.candidates(found.where, found.boxes, truth.where, truth.boxes, min(thresholds))
+    reached = matching.first_ranks(pairs, matching.rank_within(found.where), len(truth), thresholds)
+    videos, own = len(np.unique(truth.where)), np.bincount(found.where, minlength=truth.where.max() + 1)
     share = np.arange(1, up_to + 1) * videos / max(len(found), 1)
-    recall = np.stack([(reached < (s * own).astype(np.int64)[truth.video]).mean(1) for s in share], 1)
+    recall = np.stack([(reached < (s * own).astype(np.int64)[truth.where]).mean(1) for s in share], 1)
     return ProposalResult(thresholds, recall, videos, len(truth), len(found), tuple(excluded), protocol)
 
 # %% ../../nbs/evaluation/20_temporal.ipynb #111d9601
@@ -368,9 +377,13 @@ def read_ground_truth(
 ) -> tuple[Table, tuple[str, ...]]:  # the table, with the ids of all videos of the subset; names of the classes
     "Ground truth from a file. Raises ValueError with the file and the place in it for anything that cannot be read."
     known = read_annotations(path, bad_segments="keep")
+    return ground_truth_table(evaluated_recordings(known, subset)), known.classes
+
+def evaluated_recordings(known: Annotations, subset: str | None) -> tuple[Annotation, ...]:
+    "The recordings of a subset. Raises ValueError if none is named and there are several."
     subsets = sorted({r.subset.lower() for r in known.recordings})
-    if subset is None and len(subsets) > 1: raise ValueError(f"{path}: it has the subsets {', '.join(subsets)}; say which one is to be evaluated")
-    return ground_truth_table(known.subset(subset)), known.classes
+    if subset is None and len(subsets) > 1: raise ValueError(f"{known.path}: it has the subsets {', '.join(subsets)}; say which one is to be evaluated")
+    return known.subset(subset)
 
 # %% ../../nbs/evaluation/20_temporal.ipynb #0c189611
 def read_predictions(

@@ -15,6 +15,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
+from .style import PLAIN
+
 # %% ../../nbs/views/20_curves.ipynb #fdce3e65
 def read_log(
     path: str | Path,          # CSV with a header; cells are numbers or empty
@@ -104,7 +106,7 @@ def _dressed(figure, title, words, x, y, height, empty):
     "Axis titles, a legend below, a word about what is missing."
     if empty: figure.add_annotation(text="nothing to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
     figure.update_xaxes(title=x).update_yaxes(title=y, selector=dict(overlaying=None))
-    return figure.update_layout(title=title + (f"<br><sup>{'; '.join(words)}</sup>" if words else ""), template="plotly_white", height=height,
+    return figure.update_layout(title=title + (f"<br><sup>{'; '.join(words)}</sup>" if words else ""), template=PLAIN, height=height,
                                 legend=dict(orientation="h", x=0, y=-.2, yanchor="top"), margin=dict(l=10, r=10, t=60, b=50))
 
 # %% ../../nbs/views/20_curves.ipynb #e263e111

@@ -14,6 +14,7 @@ from plotly.colors import qualitative
 
 from ..core.records import Detections, Recording
 from ..core.segments import tiou
+from .style import PLAIN
 
 # %% ../../nbs/views/10_timeline.ipynb #b61d3089
 def strongest(
@@ -102,6 +103,6 @@ def _dressed(figure, recording, names, compared, said):
     figure.update_xaxes(title="time (s)", range=[0, recording.duration_s])
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=short, range=[max(len(names), 1) - .5, -.5],
                         showgrid=False, zeroline=False, ticklabelstandoff=5, automargin=True)
-    figure.update_layout(title=f"{recording.id}<br><sup>{'; '.join([lead, *said])}</sup>", barmode="overlay", template="plotly_white",
+    figure.update_layout(title=f"{recording.id}<br><sup>{'; '.join([lead, *said])}</sup>", barmode="overlay", template=PLAIN,
                          height=130 + 44 * max(len(names), 1), margin=dict(l=10, r=20, t=60, b=50))
     return figure
