@@ -2,6 +2,7 @@
 # make test      everything that guards the project (10 minutes on 2 cores, after set-up)
 # make test-slow the longer checks: the real run on HAPT (where ../shared lies beside the project) and the demo's number
 # make hapt      the real run: raw sensor recordings to three trained, evaluated models
+# make bench     how long evaluation takes at real sizes; writes results/
 # make export    notebooks -> package, README, and both cleaned; make outputs also executes the notebooks and keeps what they show
 # make docs      the site: staged always, rendered where quarto is installed
 
@@ -45,7 +46,7 @@ hapt: data/hapt/annotations.json
 
 bench: export OMP_WAIT_POLICY = PASSIVE
 bench: $(READY)
-	@$(BIN)/papermill nbs/experiments/evaluation_race.ipynb runs/evaluation_race.ipynb -k python3 --no-progress-bar --log-output -p scale 1.0 -p out results/evaluation_race_cpu.json && $(call took,bench)
+	@$(BIN)/papermill nbs/experiments/evaluation_race.ipynb runs/evaluation_race.ipynb -k python3 --no-progress-bar --log-output -p scale 1.0 -p out results/evaluation_race_cpu.json 2>&1 | grep CPU-s; $(call took,bench)
 
 export: $(READY)
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python -c 'from actloc.app.site import write_readme; write_readme()'
