@@ -162,8 +162,9 @@ def add_temporal(kinds, name: str, run):
     one.add_argument("--ground-truth", required=True, metavar="GT.json", help="annotations in ActivityNet's layout, also .gz")
     one.add_argument("--predictions", required=True, metavar="PRED.json", help="detections in ActivityNet's layout, also .gz")
     one.add_argument("--subset", help="which part of the ground truth (needed if there are several)")
-    if name == "evaluate": one.add_argument("--tiou", default="0.3:0.1:0.7", help="thresholds: 0.5, 0.5,0.75 or first:step:last (default %(default)s)")
+    if name == "evaluate": one.add_argument("--tiou", help="thresholds: 0.5, 0.5,0.75 or first:step:last (default: the protocol's, else 0.3:0.1:0.7)")
     else: one.add_argument("--tiou", type=float, default=.5, help="overlap of a hit (default %(default)s)")
+    one.add_argument("--protocol", default="", help="thumos14, thumos14_211, activitynet, epic100 or ego4d: brings subset, thresholds, excluded videos; or a name of your own")
     add_output(one, name, run)
 
 def add_frame(kinds, name: str, run):
@@ -178,11 +179,11 @@ def add_frame(kinds, name: str, run):
     one.add_argument("--iou", type=float, default=.5, help="overlap of a hit (default %(default)s)")
     one.add_argument("--unnamed", choices=("ignore", "miss"), default="ignore",
                      help="detections in key frames that the ground truth does not name: ignored as in the official evaluation, or misses (default %(default)s)")
+    one.add_argument("--protocol", default="", help="a name for the result")
     add_output(one, name, run)
 
 def add_output(one, name: str, run):
     "What both kinds share."
-    one.add_argument("--protocol", default="", help="a name for the result")
     if name == "evaluate": one.add_argument("--per-class", action="store_true", help="also print every class")
     else:
         one.add_argument("--precision", type=float, default=.8, help="wanted at the operating points (default %(default)s)")

@@ -16,32 +16,34 @@ from ..core.annotations import read_annotations
 from ..core.ava import BoxTable, KeyFrames, LabelMap, read_boxes, read_exclusions, read_label_map
 from ..evaluation.diagnosis import KINDS, Diagnosis, diagnose_frame, diagnose_temporal
 from ..evaluation.frame import FrameResult, evaluate_frame
-from ..evaluation.temporal import Table, TemporalResult, evaluate_temporal, evaluated_recordings, ground_truth_table, parse_tiou, read_predictions
+from ..evaluation.temporal import PROTOCOLS, Protocol, Table, TemporalResult, evaluate_temporal, evaluated_recordings, ground_truth_table, parse_tiou, read_predictions
 
 # %% ../../nbs/app/15_evaluate.ipynb #5e1c25da
 @dataclass(frozen=True)
 class TemporalFiles:
-    "Ground truth and predictions of segments, as they stand in two files."
+    "Ground truth and predictions of segments, as they stand in two files, and by which rules they are compared."
     truth: Table
     found: Table
     classes: tuple[str, ...]
     durations_s: tuple[float | None, ...]   # of each video of the ground truth
-    protocol: str
+    protocol: Protocol
 
 def read_temporal(ground_truth: str | Path, predictions: str | Path, subset: str | None = None, protocol: str = "") -> TemporalFiles:
-    "Two files in ActivityNet's layout. Raises ValueError with the file and the place in it for what cannot be read."
-    known = read_annotations(ground_truth, bad_segments="keep")
-    recordings = evaluated_recordings(known, subset)
-    return TemporalFiles(ground_truth_table(recordings), read_predictions(predictions, known.classes), known.classes, tuple(r.duration_s for r in recordings),
-                         protocol or f"{Path(ground_truth).name}, subset {subset or 'all'}")
+    "Two files in ActivityNet's layout. `protocol`: one of PROTOCOLS, or a name of your own. Raises ValueError with the file and the place in it for what cannot be read."
+    known, rules = read_annotations(ground_truth, bad_segments="keep"), PROTOCOLS.get(protocol)
+    recordings = evaluated_recordings(known, subset or (rules.subset if rules else None))
+    named = rules or Protocol(protocol or f"{Path(ground_truth).name}, subset {subset or 'all'}", subset or "", parse_tiou("0.3:0.1:0.7"))
+    return TemporalFiles(ground_truth_table(recordings), read_predictions(predictions, known.classes), known.classes, tuple(r.duration_s for r in recordings), named)
 
-def evaluate_segments(files: TemporalFiles, tiou: str = "0.3:0.1:0.7") -> TemporalResult:
-    "mAP and recall of two files."
-    return evaluate_temporal(files.truth, files.found, parse_tiou(tiou), files.classes, protocol=files.protocol)
+def evaluate_segments(files: TemporalFiles, tiou: str | None = None) -> TemporalResult:
+    "mAP and recall of two files; `tiou` None: the protocol's thresholds."
+    p = files.protocol
+    return evaluate_temporal(files.truth, files.found, parse_tiou(tiou) if tiou else p.tiou, files.classes, p.recall_at, p.name, p.excluded)
 
 def diagnose_segments(files: TemporalFiles, tiou: float = .5, precision: float = .8) -> Diagnosis:
     "Diagnosis of two files."
-    return diagnose_temporal(files.truth, files.found, files.classes, tiou, files.durations_s, precision=precision, protocol=files.protocol)
+    p = files.protocol
+    return diagnose_temporal(files.truth, files.found, files.classes, tiou, files.durations_s, p.excluded, precision=precision, protocol=p.name)
 
 # %% ../../nbs/app/15_evaluate.ipynb #d3c4cf79
 @dataclass(frozen=True)
