@@ -146,3 +146,12 @@ def test_tensorboard_and_csv_logs(tmp_path):
 def test_two_processes_never_share_a_seed_by_accident(tmp_path):
     one, two = (learner(tmp_path / name, seed=seed).fit(until=1, progress=False) for name, seed in (("one", 1), ("two", 2)))
     assert [r["total"] for r in one.rows] != [r["total"] for r in two.rows]
+
+
+@pytest.mark.slow
+def test_compiled_training_is_eager_training(tmp_path):
+    "torch.compile of the loss: the first steps give the same losses (compiling takes about a minute)."
+    quiet = replace(SMALL, dropout=0., drop_path=0.)      # compiled code draws other random numbers
+    eager, compiled = (learner(tmp_path / str(c), config=quiet, compile=c, epochs=1, warmup_epochs=1).fit(progress=False).rows for c in (False, True))
+    assert len(eager) == len(compiled) > 3
+    np.testing.assert_allclose([r["total"] for r in compiled], [r["total"] for r in eager], rtol=1e-4)

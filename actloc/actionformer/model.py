@@ -193,7 +193,7 @@ class ActionFormer(nn.Module):
         "Detections of each recording, on the feature grid, falling scores."
         c = self.config
         return nms(candidates(c, self(features, mask)), c.nms_method, per_class=c.nms_per_class, threshold=c.nms_threshold, sigma=c.nms_sigma,
-                   min_score=c.min_score, max_segments=c.max_segments, voting_threshold=c.voting_threshold)
+                   min_score=c.min_score, max_segments=c.max_segments, voting_threshold=c.voting_threshold, num_classes=c.num_classes)
 
 # %% ../../nbs/actionformer/50_model.ipynb #051ee13f
 def candidates(config: ActionFormerConfig, out: Outputs) -> list[Detections]:

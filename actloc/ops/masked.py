@@ -58,7 +58,7 @@ class MaskedConv1d(nn.Conv1d):
     def three_dense_taps(self, x: Tensor) -> bool:
         "Whether the path with half the products serves: single precision on a CPU."
         plain = self.kernel_size[0] == 3 and self.stride[0] == self.groups == 1
-        return plain and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return plain and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
     def convolve(self, x: Tensor) -> Tensor:
         if self.kernel_size[0] == 1: return F.linear(x[:, :: self.stride[0]], self.weight[..., 0], self.bias)

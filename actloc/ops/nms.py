@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'nms_definition', 'epsilon_tiou', 'nms', 'nms_cpu', 'concatenate', 'like', 'check_settings',
-           'check_candidates']
+           'check_candidates', 'on_gpu', 'nms_on_gpu', 'boxes_nms']
 
 # %% ../../nbs/ops/30_nms.ipynb #d76186f0
 # In:  Detections of each video of a batch (thousands of candidates each), any order.
 # Out: Detections of each video, sorted by falling score, at most max_segments.
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 
@@ -52,15 +54,19 @@ def nms(
     min_score: float = .001,         # what falls below is dropped
     max_segments: int = 200,         # per group, and per video in the end
     voting_threshold: float = 0.,    # > 0: kept segments become means of their group's candidates with this tIoU
+    num_classes: int | None = None,  # on a GPU, if known: spares a look at the labels
 ) -> list[Detections]:               # of each video, falling scores, same device and type as they came
     "Non-maximum suppression of a batch of videos. Raises ValueError for NaN scores, negative lengths, settings out of range."
     check_settings(method, threshold, sigma, max_segments, voting_threshold)
     counts = [len(d) for d in detections]
     if not sum(counts): return list(detections)
+    settings = (METHODS.index(method), threshold, sigma, min_score, max_segments, voting_threshold)
+    if detections[0].segments.shape[-1] == 4: return [boxes_nms(d, per_class, *settings) for d in detections]
+    if on_gpu(detections): return nms_on_gpu(detections, counts, per_class, num_classes, *settings)
     flat = concatenate(detections)
     check_candidates(flat, counts)
     video = np.repeat(np.arange(len(detections)), counts)
-    kept, video = nms_cpu(flat, video, per_class, METHODS.index(method), threshold, sigma, min_score, max_segments, voting_threshold)
+    kept, video = nms_cpu(flat, video, per_class, *settings)
     bounds = np.searchsorted(video, np.arange(len(detections) + 1))
     return [like(kept[lo:hi][:max_segments], d) for lo, hi, d in zip(bounds, bounds[1:], detections)]
 
@@ -111,3 +117,43 @@ def check_candidates(flat: Detections, counts: list):
         raise ValueError(f"nms: {len(wrong)} of {len(flat)} candidates are unusable; the first, in video {video}, is segment "
                          f"{flat.segments[wrong[0]].tolist()} with score {flat.scores[wrong[0]]}. Scores must be finite and start <= end: "
                          "look for NaN in the network's outputs.")
+
+# %% ../../nbs/ops/30_nms.ipynb #4c5f1457
+def on_gpu(detections: list[Detections]) -> bool:
+    "Whether the Triton kernel serves."
+    d = detections[0]
+    return isinstance(d.scores, torch.Tensor) and d.scores.device.type == "cuda" and find_spec("triton") is not None
+
+def nms_on_gpu(detections, counts, per_class, num_classes, method, threshold, sigma, min_score, max_segments, voting_threshold) -> list[Detections]:
+    "Suppression of a batch of videos without leaving the device."
+    from actloc.kernels.triton_nms import triton_nms_groups
+
+    segments, labels, scores = (torch.cat([getattr(d, name) for d in detections]) for name in ("segments", "labels", "scores"))
+    segments, scores, numbers = segments.float(), scores.float(), torch.arange(len(counts), device=scores.device)
+    wrong = (~scores.isfinite() | ~(segments[:, 0] <= segments[:, 1])).any()
+    video, K = numbers.repeat_interleave(torch.tensor(counts, device=scores.device), output_size=sum(counts)), 1
+    if per_class: K = num_classes or int(labels.max()) + 1
+    group, order = (video * K + (labels if per_class else 0)).sort(stable=True)
+    offsets = torch.searchsorted(group, torch.arange(len(counts) * K + 1, device=scores.device))
+    picks, kept, voted, _ = triton_nms_groups(segments[order], scores[order], offsets, method, threshold, sigma, min_score, max_segments, voting_threshold)
+    if wrong: check_candidates(concatenate(detections), counts)
+    rows = (picks >= 0).nonzero()[:, 0]                                                       # the first time that somebody waits
+    rows = rows[kept[rows].argsort(descending=True, stable=True)]
+    rows = rows[video[order[picks[rows]]].argsort(stable=True)]
+    source = order[picks[rows]]
+    bounds = torch.searchsorted(video[source], torch.arange(len(counts) + 1, device=scores.device)).tolist()
+    found = Detections(voted[rows], labels[source], kept[rows])
+    return [found[lo:min(hi, lo + max_segments)] for lo, hi in zip(bounds, bounds[1:])]
+
+# %% ../../nbs/ops/30_nms.ipynb #edccb62b
+def boxes_nms(found: Detections, per_class, method, threshold, sigma, min_score, max_segments, voting_threshold) -> Detections:
+    "Hard suppression of the boxes of one key frame."
+    from torchvision.ops import batched_nms, nms as plain_nms
+
+    if method != METHODS.index("hard") or voting_threshold > 0: raise ValueError(f"nms: boxes [M, 4] came with method {METHODS[method]!r} and voting {voting_threshold}; only hard without voting is offered for boxes")
+    boxes, labels, scores = (torch.as_tensor(x) for x in (found.segments, found.labels, found.scores))
+    if not bool(scores.isfinite().all() & (boxes[:, :2] <= boxes[:, 2:]).all()): raise ValueError("nms: a box is reversed or a score is not finite; x1 <= x2, y1 <= y2 and finite scores are needed")
+    rows = (scores > min_score).nonzero()[:, 0]
+    kept = batched_nms(boxes[rows].float(), scores[rows].float(), labels[rows], threshold) if per_class else plain_nms(boxes[rows].float(), scores[rows].float(), threshold)
+    rows = rows[kept[:max_segments]]
+    return found[rows] if isinstance(found.scores, torch.Tensor) else found[rows.numpy()]
