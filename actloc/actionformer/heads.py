@@ -41,7 +41,7 @@ class Tower(nn.Module):
         self.last = MaskedConv1d(width, out, kernel)
 
     def forward(self, x: Tensor, extent: Extent) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms): x = norm(conv(x, extent)[0]).relu()
+        for conv, norm in zip(self.convs, self.norms): x = norm(conv(x, extent)[0]).relu_()
         return self.last(x, extent)[0]
 
 # %% ../../nbs/actionformer/30_heads.ipynb #8ace9686

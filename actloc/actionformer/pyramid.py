@@ -159,7 +159,7 @@ class Embedding(nn.Module):
     def forward(self, x: Tensor, extent: Extent) -> Tensor:
         if self.projections is not None:
             x = torch.cat([p(s, extent)[0] for p, s in zip(self.projections, x.split(self.streams, 2))], 2)
-        for conv, norm in zip(self.convs, self.norms): x = norm(conv(x, extent)[0]).relu()
+        for conv, norm in zip(self.convs, self.norms): x = norm(conv(x, extent)[0]).relu_()
         return x
 
 # %% ../../nbs/actionformer/10_pyramid.ipynb #d0d57e7a

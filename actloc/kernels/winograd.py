@@ -7,7 +7,7 @@ __all__ = ['SPREAD', 'GRID', 'GATHER', 'compiled', 'GRAIN', 'spread_tiles', 'gat
            'to_grid', 'to_grid_backward', 'WinogradConv', 'six']
 
 # %% ../../nbs/kernels/25_winograd.ipynb #af6d4e26
-# In:  x [B, T, C] float32 on the CPU, weight [D, C, 3], bias [D] or None, mask [B, T] bool.
+# In:  x [B, T, C] float32 on the CPU, weight [D, C, 3], bias [D] or None, mask and inside [B, T] bool.
 # Out: y [B, T, D] of the convolution with padding 1, zero where the mask is False; and all gradients.
 import numba
 import numpy as np
@@ -27,18 +27,18 @@ GATHER = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, .5, -2, 0], [0, 1, 1, .25, 4, 
 compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
 
 @compiled
-def spread_tiles(first, last, x, tiles):
-    "x [B, T, C] -> tiles [6, B * n, C], n = ceil(T / 4); rows first .. last."
+def spread_tiles(first, last, x, inside, tiles):
+    "x [B, T, C], zero where not inside -> tiles [6, B * n, C], n = ceil(T / 4); rows first .. last."
     B, T, C = x.shape
     n, zero = tiles.shape[1] // B, np.zeros(C, np.float32)
     for row in range(first, last):
         b, t = row // n, row % n * 4
-        d0 = x[b, t - 1] if t > 0 else zero
-        d1 = x[b, t]
-        d2 = x[b, t + 1] if t + 1 < T else zero
-        d3 = x[b, t + 2] if t + 2 < T else zero
-        d4 = x[b, t + 3] if t + 3 < T else zero
-        d5 = x[b, t + 4] if t + 4 < T else zero
+        d0 = x[b, t - 1] if t > 0 and inside[b, t - 1] else zero
+        d1 = x[b, t] if inside[b, t] else zero
+        d2 = x[b, t + 1] if t + 1 < T and inside[b, t + 1] else zero
+        d3 = x[b, t + 2] if t + 2 < T and inside[b, t + 2] else zero
+        d4 = x[b, t + 3] if t + 3 < T and inside[b, t + 3] else zero
+        d5 = x[b, t + 4] if t + 4 < T and inside[b, t + 4] else zero
         for i in range(6):
             s0, s1, s2, s3, s4, s5 = SPREAD[i]
             out = tiles[i, row]
@@ -77,7 +77,7 @@ def gather_backward(first, last, dy, mask, dproducts):
             for c in range(D): out[c] = g0 * d0[c] + g1 * d1[c] + g2 * d2[c] + g3 * d3[c]
 
 @compiled
-def spread_backward(first, last, dtiles, dx):
+def spread_backward(first, last, dtiles, inside, dx):
     "The partner of spread_tiles: dtiles [6, B * n, C] -> dx [B, T, C]; a tile's first and last output are seen by its neighbours, too."
     B, T, C = dx.shape
     n = dtiles.shape[1] // B
@@ -86,6 +86,7 @@ def spread_backward(first, last, dtiles, dx):
         for m in range(min(4, T - t)):
             out = dx[b, t + m]
             out[:] = 0
+            if not inside[b, t + m]: continue
             for i in range(6):
                 s, tile = SPREAD[i, m + 1], dtiles[i, row]
                 for c in range(C): out[c] += s * tile[c]
@@ -102,56 +103,56 @@ def spread_backward(first, last, dtiles, dx):
 def to_grid(first, last, weight, grid):
     "weight [D, C, 3] -> grid [6, D, C]; rows first .. last of D."
     for d in range(first, last):
-        for i in range(6):
-            g0, g1, g2 = GRID[i]
-            for c in range(weight.shape[1]): grid[i, d, c] = g0 * weight[d, c, 0] + g1 * weight[d, c, 1] + g2 * weight[d, c, 2]
+        for c in range(weight.shape[1]):
+            w0, w1, w2 = weight[d, c, 0], weight[d, c, 1], weight[d, c, 2]
+            for i in range(6): grid[i, d, c] = GRID[i, 0] * w0 + GRID[i, 1] * w1 + GRID[i, 2] * w2
 
 @compiled
 def to_grid_backward(first, last, dgrid, dweight):
     "The partner of to_grid: dgrid [6, D, C] -> dweight [D, C, 3]."
     for d in range(first, last):
-        dweight[d] = 0
-        for i in range(6):
-            g0, g1, g2 = GRID[i]
-            for c in range(dweight.shape[1]):
+        for c in range(dweight.shape[1]):
+            w0, w1, w2 = np.float32(0), np.float32(0), np.float32(0)
+            for i in range(6):
                 value = dgrid[i, d, c]
-                dweight[d, c, 0] += g0 * value
-                dweight[d, c, 1] += g1 * value
-                dweight[d, c, 2] += g2 * value
+                w0 += GRID[i, 0] * value
+                w1 += GRID[i, 1] * value
+                w2 += GRID[i, 2] * value
+            dweight[d, c, 0], dweight[d, c, 1], dweight[d, c, 2] = w0, w1, w2
 
 # %% ../../nbs/kernels/25_winograd.ipynb #93f6c5bb
 class WinogradConv(torch.autograd.Function):
-    "x [B, T, C], weight [D, C, 3], bias [D] or None, mask [B, T] -> y [B, T, D], float32 on the CPU."
+    "x [B, T, C], weight [D, C, 3], bias [D] or None, mask and inside [B, T] -> y [B, T, D], float32 on the CPU. What is not inside counts as zero."
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
-        x, mask = x.contiguous(), mask.contiguous()
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, inside: Tensor | None = None) -> Tensor:
+        x, mask, inside = x.contiguous(), mask.contiguous(), torch.ones_like(mask) if inside is None else inside.contiguous()
         (B, T, C), D = x.shape, len(weight)
         rows = B * -(-T // 4)
         tiles, y = x.new_empty(6, rows, C), x.new_empty(B, T, D)
         grid = x.new_empty(6, D, C)
         over_cores(to_grid, D, weight.detach().contiguous().numpy(), grid.numpy(), grain=GRAIN)
-        over_cores(spread_tiles, rows, x.detach().numpy(), tiles.numpy(), grain=GRAIN)
+        over_cores(spread_tiles, rows, x.detach().numpy(), inside.numpy(), tiles.numpy(), grain=GRAIN)
         products = six(tiles, grid.transpose(1, 2))
         start = np.zeros(D, np.float32) if bias is None else bias.detach().numpy()
         over_cores(gather_tiles, rows, products.detach().numpy(), start, mask.numpy(), y.numpy(), grain=GRAIN)
-        ctx.save_for_backward(tiles, grid, mask)
+        ctx.save_for_backward(tiles, grid, mask, inside)
         ctx.length, ctx.biased = T, bias is not None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
-        tiles, grid, mask = ctx.saved_tensors
+        tiles, grid, mask, inside = ctx.saved_tensors
         dy, (_, rows, C) = dy.contiguous(), tiles.shape
         dproducts, dx = dy.new_empty(6, rows, dy.shape[2]), None
         over_cores(gather_backward, rows, dy.numpy(), mask.numpy(), dproducts.numpy(), grain=GRAIN)
         if ctx.needs_input_grad[0]:
             dx = dy.new_empty(*dy.shape[:2], C)
-            over_cores(spread_backward, rows, six(dproducts, grid).numpy(), dx.numpy(), grain=GRAIN)
+            over_cores(spread_backward, rows, six(dproducts, grid).numpy(), inside.numpy(), dx.numpy(), grain=GRAIN)
         dweight = dy.new_empty(dy.shape[2], C, 3)
         over_cores(to_grid_backward, len(dweight), six(dproducts.transpose(1, 2), tiles).numpy(), dweight.numpy(), grain=GRAIN)
-        return dx, dweight, (dy * mask[..., None]).sum((0, 1)) if ctx.biased else None, None
+        return dx, dweight, (dy * mask[..., None]).sum((0, 1)) if ctx.biased else None, None, None
 
 GRAIN = 64  # tiles; less is not worth a second thread
 

@@ -50,9 +50,8 @@ class MaskedConv1d(nn.Conv1d):
         if bias: nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, extent: Extent) -> tuple[Tensor, Extent]:
-        x = extent.bounded(x)
-        if self.three_dense_taps(x): return winograd(x, self.weight, self.bias, extent.mask), extent
-        y, extent = self.convolve(x), extent.strided(self.stride[0])
+        if self.three_dense_taps(x): return winograd(x, self.weight, self.bias, extent), extent
+        y, extent = self.convolve(extent.bounded(x)), extent.strided(self.stride[0])
         return y * extent.mask[..., None], extent
 
     def three_dense_taps(self, x: Tensor) -> bool:
@@ -71,11 +70,11 @@ class MaskedConv1d(nn.Conv1d):
         T, x = x.shape[1], F.pad(x, (0, 0, self.padding[0], self.padding[0]))
         return torch.cat([x[:, i: i + T: self.stride[0]] for i in range(self.kernel_size[0])], 2)
 
-def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
+def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, extent: Extent) -> Tensor:
     "The masked convolution by the compiled path."
     from actloc.kernels.winograd import WinogradConv
 
-    return WinogradConv.apply(x, weight, bias, mask)
+    return WinogradConv.apply(x, weight, bias, extent.mask, extent.inside)
 
 # %% ../../nbs/ops/10_masked.ipynb #fe7a86db
 def masked_max_pool(x: Tensor, extent: Extent) -> Tensor:
