@@ -54,6 +54,10 @@ def first(content): return content["database"]["a"]
     (lambda c: c["features"].pop("fps"), "frames per second"),
     (lambda c: c["features"].update(stride=0), "stride is 0"),
     (lambda c: c["database"].update(d=c["database"]["a"]), "1 of 4 recordings have no features: d"),
+    (lambda c: c["features"].update(resize=16, layout="T"), "TC (time x channels) or CT"),
+    (lambda c: c["features"].update(suffix=".mat"), "one of .npy, .npz, .pt, .h5, .hdf5 is needed"),
+    (lambda c: first(c).update(duration=90.), "38 steps came, but 90 s"),
+    (lambda c: [v.update(duration=90.) for v in c["database"].values()], "3 of 3 recordings do not fit their feature files: a, b, c"),
     (lambda c: c.pop("features"), "does not say where its features are"),
 ])
 def test_wrong_annotations(tiny, change, says):
@@ -68,7 +72,7 @@ def test_numbers_written_as_text(tiny):
 
 @pytest.mark.parametrize("spoil, says", [
     (lambda p: p.write_bytes(b""), "is empty"), (lambda p: p.write_bytes(p.read_bytes()[:200]), "cannot be read"),
-    (lambda p: np.save(p, np.ones((0, 4), np.float32)), "T >= 1"), (lambda p: np.save(p, np.ones((38, 5), np.float32)), "4 channels are needed, 5 came"),
+    (lambda p: np.save(p, np.ones((0, 4), np.float32)), "T >= 1"), (lambda p: np.save(p, np.ones((60, 4), np.float32)), "60 steps came, but 20 s at 10 frames per second"), (lambda p: np.save(p, np.ones((38, 5), np.float32)), "4 channels are needed, 5 came"),
     (lambda p: np.save(p, np.full((38, 4), np.nan, np.float32)), "NaN or infinite"), (lambda p: np.save(p, np.full((38, 4), np.inf, np.float32)), "NaN or infinite")])
 def test_wrong_features_name_the_file(tiny, spoil, says):
     folder = tiny()
@@ -81,9 +85,9 @@ def test_streams_that_disagree(tiny):
     folder = tiny(lambda c: c["features"].update(folder=["features", "second"], channels=8))
     shutil.copytree(folder / "features", folder / "second")
     np.save(folder / "second/b.npy", np.ones((37, 4), np.float32))
-    data = read_dataset(folder)
-    assert data[0].features.shape == (8, 38)
-    with pytest.raises(ValueError, match="streams disagree about the length"): data[1].features
+    with pytest.raises(ValueError, match="b: the streams disagree about the length: .*second/b.npy has 37 steps"): read_dataset(folder)
+    cut = read_dataset(tiny(lambda c: c["features"].update(folder=["features", "second"], channels=[4, 4], stream_slack=1)))
+    assert cut[0].features.shape == (8, 38) and cut[1].features.shape == (8, 37)
 
 
 def test_wrong_subset_lists_those_that_exist(tiny):

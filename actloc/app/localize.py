@@ -29,13 +29,14 @@ from ..evaluation.temporal import TemporalResult, detections_table, evaluate_tem
 def open_dataset(
     data: str | Path,                # "synthetic", a prepared folder, or an annotation file
     settings: dict | None = None,    # passed on to `synthetic` or `read_dataset`
+    subsets: tuple | None = None,    # read only these from files; None = all
 ) -> Dataset:
     "The dataset of that name or place. Raises ValueError if there is none."
     settings = dict(settings or {})
     if str(data) == "synthetic": return Dataset(tuple(synthetic(**settings)), synthetic_classes(settings.get("num_classes", 6)))
     if not Path(data).exists():
-        raise ValueError(f"data: {data} does not exist; give a folder that data_scripts/prepare_*.py made, an annotation file, or the word synthetic")
-    return read_dataset(data, **settings)
+        raise ValueError(f"data: {data} does not exist; give a folder that one of the data_scripts made, an annotation file, or the word synthetic")
+    return read_dataset(data, **{**({"subset": subsets} if subsets else {}), **settings})
 
 # %% ../../nbs/app/10_localize.ipynb #5f4e59fe
 @torch.no_grad()
@@ -50,8 +51,7 @@ def localize(
     device, found = next(model.parameters()).device, [None] * len(recordings)
     training = model.training
     model.eval()
-    lengths = [r.features.shape[1] for r in recordings]
-    order = np.argsort(lengths, kind="stable")
+    order = np.argsort([r.duration_s * r.grid.fps / r.grid.stride for r in recordings], kind="stable")   # about their lengths, without reading them
     for rows in tqdm(np.array_split(order, max(1, -(-len(order) // batch_size))), disable=not progress, unit="batch", mininterval=2):
         if not len(rows): continue
         features, mask = pad([recordings[i].features for i in rows])
