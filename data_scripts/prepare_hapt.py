@@ -10,25 +10,22 @@ OUT/annotations.json            classes, UCI's split by subject and all segments
 """
 import argparse
 import hashlib
-import http.client
 import io
 import json
 import os
 import re
 import shutil
-import struct
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
-import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Callable
 
 import numpy as np
+
+from command_line import DONE, BadInput, check_folder, progress, run
+from downloads import CutOff, download, open_zip, read_member
 
 URL = "https://archive.ics.uci.edu/static/public/341/smartphone+based+recognition+of+human+activities+and+postural+transitions.zip"
 LICENCE = ("The recordings are UCI's, not ours: not for commercial use; cite Reyes-Ortiz et al., Transition-Aware Human Activity "
@@ -45,77 +42,12 @@ SUBJECTS = {"train": "Train/subject_id_train.txt", "test": "Test/subject_id_test
 SENSOR = re.compile(r"RawData/(acc|gyro)_exp(\d+)_user(\d+)\.txt")
 MEMBER_LIMIT = 512 * 2**20   # bytes; the largest real member has 2 MB, a nested archive 80 MB
 
-# What zipfile raises for a damaged archive.
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError)
-
 # What UCI distributes: SHA-256 of every number in RawData (see `read_content`) and {subset: (recordings, segments)}.
 UCI_SHA256 = "d73e1575b8874e4766487ca70dae220203bf9b6b48c9f03f4b216c9c9c57e558"
 UCI_COUNTS = {"train": (42, 849), "test": (19, 365)}
 
 
-class BadInput(ValueError):
-    "Something at the door that cannot be used; the message says what came, what was needed, what to do."
-
-
-class CutOff(BadInput):
-    "An archive that begins well but has no end."
-
-
-class Progress:
-    "Says on stderr how far a job is, but only once it has taken two seconds."
-
-    def __init__(self, what: str, total: float | None, unit: str = ""):
-        self.what, self.total, self.unit, self.shown, self.next = what, total, unit, False, time.monotonic() + 2
-
-    def __call__(self, done: float):
-        if time.monotonic() < self.next: return
-        tty, of = sys.stderr.isatty(), "" if self.total is None else f" of {self.total:.0f}"
-        print(f"{self.what}: {done:.0f}{of}{self.unit}", end="\r" if tty else "\n", file=sys.stderr, flush=True)
-        self.shown, self.next = tty, time.monotonic() + (.2 if tty else 2)
-
-    def close(self):
-        if self.shown: print(file=sys.stderr)
-
-
 # --- Source: an archive or a folder becomes {name: function that reads it}, names relative to the data's root ---
-
-def leaves_folder(name: str) -> bool:
-    "Does a member of an archive point outside the archive? ('../x', '/x', 'C:x')"
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name) is not None
-
-
-def open_zip(
-    file,        # path or bytes in memory
-    called: str, # its name in messages
-) -> zipfile.ZipFile:
-    "An archive, opened; raises BadInput if it is none, is cut off, or has a member that leaves its folder."
-    try: archive = zipfile.ZipFile(file)
-    except DAMAGE as error: raise why_no_zip(file, called) from error
-    outside = next(filter(leaves_folder, archive.namelist()), None)
-    if outside is not None:
-        raise BadInput(f"{called}: member {outside!r} points outside the archive, UCI's has no such name; do not use this file, get it from UCI")
-    return archive
-
-
-def why_no_zip(file, called: str) -> BadInput:
-    "The error for a file that does not open as an archive."
-    with (io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else open(file, "rb")) as stream:
-        start, size = stream.read(16), stream.seek(0, io.SEEK_END)
-    if start.startswith(b"PK\x03\x04"):
-        return CutOff(f"{called}: starts like a zip archive but its end is missing after {size:,} bytes (truncated?); copy or download it again")
-    return BadInput(f"{called}: {size:,} bytes that start with {start!r} came, a zip archive is needed; give hapt.zip as UCI distributes it")
-
-
-def read_member(archive: zipfile.ZipFile, name: str, called: str) -> bytes:
-    "The bytes of one member, read in memory and checked against its CRC; raises BadInput if it is damaged."
-    size = archive.getinfo(name).file_size
-    if size > MEMBER_LIMIT:
-        raise BadInput(f"{called}: {name} unpacks to {size:,} bytes, at most {MEMBER_LIMIT:,} are expected; get the archive from UCI")
-    try: return archive.read(name)
-    except DAMAGE as error:
-        raise BadInput(f"{called}: {name} is damaged ({error}); copy or download the archive again") from error
-
 
 def zip_roots(
     archive: zipfile.ZipFile,
@@ -128,7 +60,7 @@ def zip_roots(
     if roots or not nested: return roots
     for name in (name for name in names if name.lower().endswith(".zip")):
         inner = f"{called}/{name}"
-        roots += zip_roots(open_zip(io.BytesIO(read_member(archive, name, called)), inner), inner, nested=False)
+        roots += zip_roots(open_zip(io.BytesIO(read_member(archive, name, called, MEMBER_LIMIT)), inner), inner, nested=False)
     return roots
 
 
@@ -144,7 +76,7 @@ def one_root(roots: list, called: str):
 def zip_files(path: Path) -> dict[str, Callable[[], bytes]]:
     "The files of an archive by their name under the data's root, wherever in the archive that is."
     archive, root, called = one_root(zip_roots(open_zip(path, str(path)), str(path)), str(path))
-    return {name.removeprefix(root): lambda name=name: read_member(archive, name, called)
+    return {name.removeprefix(root): lambda name=name: read_member(archive, name, called, MEMBER_LIMIT)
             for name in archive.namelist() if name.startswith(root) and not name.endswith("/")}
 
 
@@ -308,12 +240,11 @@ class Content:
 def read_sensors(files: dict, digest) -> dict[tuple[int, int], np.ndarray]:  # {(experiment, user): [samples, 6] float32}
     "All recordings. `digest` gets every file's name and numbers (float64), in the order of the names."
     pairs, samples = sensor_pairs(files), {}
-    progress, names = Progress("reading", 2 * len(pairs), " files"), sorted(sum(pairs.values(), ()))
-    for done, name in enumerate(names):
-        progress(done)
-        samples[name] = read_samples(text_of(files, name), name)
-        digest.update(name.encode() + np.ascontiguousarray(samples[name], "<f8").tobytes())
-    progress.close()
+    with progress("reading", 2 * len(pairs), " files") as bar:
+        for name in sorted(sum(pairs.values(), ())):
+            samples[name] = read_samples(text_of(files, name), name)
+            digest.update(name.encode() + np.ascontiguousarray(samples[name], "<f8").tobytes())
+            bar.update()
     return {key: join_sensors(*(samples[name] for name in names), names) for key, names in pairs.items()}
 
 
@@ -348,64 +279,14 @@ def difference(content: Content) -> str | None:
 
 # --- Download: to OUT/hapt.zip, through hapt.zip.part ---
 
-def ask(url: str, start: int):
-    "The server's answer for the bytes from `start` on."
-    headers = {"User-Agent": "actloc prepare_hapt.py"} | ({"Range": f"bytes={start}-"} if start else {})
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
-
-
-def total_size(answer, start: int) -> int | None:
-    "How long the whole file is, as far as the server says."
-    length = answer.headers.get("Content-Length")
-    return start + int(length) if length and length.isdecimal() else None
-
-
-def fetch(url: str, part: Path) -> bool:  # True if the server said how long the file is, and it is all there
-    "Download what `part` still lacks; raises BadInput if the connection breaks (what came is kept in `part`)."
-    start = part.stat().st_size if part.exists() else 0
-    try:
-        with ask(url, start) as answer:
-            resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-            if answer.status == 206 and not resumed: raise urllib.error.HTTPError(url, 416, "wrong range", answer.headers, None)
-            start = start if resumed else 0
-            if resumed: print(f"going on with {part} after {start / 1e6:.1f} MB", file=sys.stderr)
-            return save(answer, part, start, total_size(answer, start))
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not start: raise BadInput(f"{url}: the server answers {error.code} ({error.reason}); try later, "
-                                                          "or download the archive with a browser and give it as SOURCE") from error
-        if error.headers.get("Content-Range") == f"bytes */{start}": return True    # nothing is lacking
-        part.unlink()                                                               # not the beginning of this file
-        return fetch(url, part)
-    except (OSError, http.client.HTTPException) as error:
-        kept = f"{part.stat().st_size / 1e6:.1f} MB are kept in {part}; " if part.exists() else ""
-        raise BadInput(f"{url}: the download failed ({getattr(error, 'reason', error)}); {kept}run the same command again{' to go on' if kept else ''}, "
-                       "or download the archive with a browser and give it as SOURCE") from error
-
-
-def save(answer, part: Path, start: int, total: int | None) -> bool:
-    "Append the answer to `part` (or begin it anew); raises an OSError if less came than was announced."
-    progress, done = Progress("downloading", total and total / 1e6, " MB"), start
-    with open(part, "ab" if start else "wb") as file:
-        while block := answer.read(1 << 16):
-            file.write(block)
-            done += len(block)
-            progress(done / 1e6)
-    progress.close()
-    if total is not None and done < total: raise ConnectionError(f"it broke off after {done:,} of {total:,} bytes")
-    return total is not None
-
-
-def download(url: str, out: Path) -> Path:  # the archive
+def download_archive(url: str, out: Path) -> Path:  # the archive
     "UCI's archive in OUT, whole: every member fits its CRC. What is damaged is deleted, what is only cut off is kept."
     archive, part = out / "hapt.zip", out / "hapt.zip.part"
     if archive.exists():
         print(f"using {archive}, downloaded earlier (delete it to download it again)", file=sys.stderr)
         return archive
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise BadInput(f"--url {url}: an address that starts with https:// or http:// is needed; give a file on this machine as SOURCE")
     print(f"downloading {url}\n{LICENCE}", file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)
-    complete = fetch(url, part)
+    complete = download(url, part)
     try: check_archive(part)
     except BadInput as error:
         cut_off = not complete and isinstance(error, CutOff)
@@ -417,12 +298,10 @@ def download(url: str, out: Path) -> Path:  # the archive
 
 def check_archive(path: Path):
     "Raises BadInput unless every member of the archive can be read and fits its CRC."
-    with open_zip(path, str(path)) as archive:
-        progress, names = Progress("testing", len(archive.namelist()), " members"), archive.namelist()
-        for done, name in enumerate(names):
-            progress(done)
-            read_member(archive, name, str(path))
-        progress.close()
+    with open_zip(path, str(path)) as archive, progress("testing", len(archive.namelist()), " members") as bar:
+        for name in archive.namelist():
+            read_member(archive, name, str(path), MEMBER_LIMIT)
+            bar.update()
 
 
 # --- Output: all of it under temporary names first, the JSON last ---
@@ -435,21 +314,21 @@ def as_json(content: Content) -> dict:
 
 def write(content: Content, out: Path) -> int:  # steps over all recordings
     "Features and JSON. Killed at any moment, OUT holds the old data set, the new one, or none (no annotations.json)."
-    partial, steps, progress = out / ".partial", 0, Progress("writing", len(content.samples), " recordings")
+    partial, steps, bar = out / ".partial", 0, progress("writing", len(content.samples), " recordings")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         for folder in (partial, out / "features"): folder.mkdir(parents=True, exist_ok=True)
-        for done, (name, samples) in enumerate(content.samples.items()):
-            progress(done)
+        for name, samples in content.samples.items():
             features = windows(samples)
             np.save(partial / f"{name}.npy", features)
             steps += len(features)
+            bar.update()
         (partial / "annotations.json").write_text(json.dumps(as_json(content), indent=1) + "\n", encoding="utf-8")
         (out / "annotations.json").unlink(missing_ok=True)
         for name in content.samples: os.replace(partial / f"{name}.npy", out / "features" / f"{name}.npy")
         os.replace(partial / "annotations.json", out / "annotations.json")
     finally:
-        progress.close()
+        bar.close()
         shutil.rmtree(partial, ignore_errors=True)
     return steps
 
@@ -458,16 +337,14 @@ def check_out(out: Path, has_source: bool):
     "Raises BadInput, before any work, if OUT cannot become a folder with our files, or looks like a forgotten OUT."
     if not has_source and (out.suffix == ".zip" or (out / LABELS).exists()):
         raise BadInput(f"{out} looks like a SOURCE and OUT is missing; for example: prepare_hapt.py {out} data/hapt")
-    above = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not above.is_dir(): raise BadInput(f"OUT {out}: {above} is a file, a folder is needed; give another OUT")
-    if not os.access(above, os.W_OK | os.X_OK): raise BadInput(f"OUT {out}: no permission to write in {above}; give a folder that you may write to")
+    check_folder(out)
 
 
 def prepare(source: Path | None, out: Path, url: str = URL, verify: bool = True) -> str:  # the closing line
     "From SOURCE (or the download) to OUT; raises BadInput."
     began = time.perf_counter()
     check_out(out, source is not None)
-    path = source or download(url, out)
+    path = source or download_archive(url, out)
     content = read_content(source_files(path))
     wrong = difference(content) if verify else None
     if wrong and source is None:
@@ -479,7 +356,7 @@ def prepare(source: Path | None, out: Path, url: str = URL, verify: bool = True)
             f"{steps:,} steps of {CHANNELS * WINDOW} numbers in {time.perf_counter() - began:.1f} s" + ("" if wrong or not verify else ", as UCI distributes it"))
 
 
-def command_line() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE", nargs="?", type=Path, help="hapt.zip or its unpacked folder; left out: download from UCI")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for features/ and annotations.json; what is there is overwritten")
@@ -490,17 +367,11 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:  # exit code: 0 done, 2 refused, 130 interrupted
     "The command line: one closing line, or one sentence about what went wrong."
-    options = command_line().parse_args(arguments)
-    try:
+    options = parser().parse_args(arguments)
+    def work() -> int:
         print(prepare(options.source, options.out, options.url, not options.no_verify))
-        return 0
-    except BadInput as error: message = str(error)
-    except OSError as error: message = f"{error.filename or options.out}: {error.strerror or error}; check permissions and free space, then run again"
-    except KeyboardInterrupt:
-        print("prepare_hapt: interrupted; run the same command again", file=sys.stderr)
-        return 130
-    print(f"prepare_hapt: {message}", file=sys.stderr)
-    return 2
+        return DONE
+    return run("prepare_hapt", work, options.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ SCRIPT = ROOT / "data_scripts" / "prepare_hapt.py"
 REAL = ROOT.parent / "shared" / "data" / "hapt.zip"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason=f"the real recordings are not here ({REAL}); prepare_hapt.py without SOURCE downloads them")
 
+sys.path.insert(0, str(SCRIPT.parent))   # as for a script that is run: its neighbours can be imported
+import command_line
+import downloads
+
 spec = importlib.util.spec_from_file_location("prepare_hapt", SCRIPT)
 hapt = importlib.util.module_from_spec(spec)
 sys.modules["prepare_hapt"] = hapt
@@ -288,17 +292,16 @@ def test_as_a_program(tiny, tmp_path):
     assert refused.returncode == 2 and "Traceback" not in refused.stderr and refused.stderr.count("\n") == 1
     help_text = shell("--help").stdout
     assert "examples:" in help_text and "not for commercial use" in help_text and "Neurocomputing 2015" in help_text
-    loaded = subprocess.run([sys.executable, "-c", f"import sys, runpy; runpy.run_path({str(SCRIPT)!r}); "
+    loaded = subprocess.run([sys.executable, "-c", f"import sys, runpy; sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path({str(SCRIPT)!r}); "
                              "print({name.split('.')[0] for name in sys.modules} & {'torch', 'actloc', 'scipy', 'pandas'})"], capture_output=True, text=True)
     assert loaded.stdout.strip() == "set()"
 
 
 def test_progress_only_when_it_takes_long(tiny, run, tmp_path, monkeypatch):
     assert "reading" not in run(tiny(), tmp_path / "out")[2]
-    clock = iter(range(10**6))
-    monkeypatch.setattr(hapt.time, "monotonic", lambda: next(clock))      # every look at the clock takes a second
+    monkeypatch.setattr(command_line, "DELAY_S", 0)
     code, said, notes = run(tiny(), tmp_path / "out")
-    assert code == 0 and "reading: 3 of 6 files" in notes and "reading" not in said
+    assert code == 0 and "reading: 100%" in notes and "6/6" in notes and "reading" not in said
 
 
 # --- Killed at any moment ---
@@ -389,6 +392,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     "The tiny archive on a server, and the script told that this is what UCI distributes."
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(downloads, "WAITS_S", ())                          # one attempt; test_fetch.py has the others
     server = Server(zip_bytes(tiny_files(), "HAPT Data Set/"))
     with zipfile.ZipFile(io.BytesIO(server.content)) as archive:
         files = {name.removeprefix("HAPT Data Set/"): lambda name=name: archive.read(name) for name in archive.namelist()}

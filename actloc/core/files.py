@@ -80,8 +80,9 @@ def read_torch(path: str | Path):
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
     try: return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error): raise ValueError(f"{path}: not a torch file ({first_line(error)})") from None
-        raise ValueError(f"{path}: refused, because reading it would execute code ({first_line(error)})") from None
+        if "unsupported" not in str(error).lower(): raise ValueError(f"{path}: not a torch file ({first_line(error)})") from None
+        what = next(line.strip() for line in str(error).splitlines() if "unsupported" in line.lower())
+        raise ValueError(f"{path}: refused, because reading it would execute code ({what[:200]})") from None
     except Exception as error:   # a damaged file can raise anything
         raise ValueError(f"{path}: not a whole torch file ({type(error).__name__}: {first_line(error)}); copy or download it again") from None
 
