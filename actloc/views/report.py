@@ -124,8 +124,9 @@ def write_report(
     path: str | Path,  # of the HTML file; its folder is made if there is none
     title: str,
     sections: list,    # of (heading, text, content); content a plotly Figure, a table (list of rows) or None
+    make=page,         # title, sections -> HTML
 ) -> Path:             # where it is
     "Write a self-contained HTML page: whole, or not at all. Raises ValueError for a section that is none."
-    path, document = Path(path), page(title, sections)
+    path, document = Path(path), make(title, sections)
     with replacing(path, encoding="utf-8", errors="replace") as file: file.write(document)
     return path

@@ -16,8 +16,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
-from ..core.files import replacing
-from .report import page
+from .report import page, write_report
 from .style import PLAIN
 
 # %% ../../nbs/views/50_runs.ipynb #61a2ac4f
@@ -139,6 +138,4 @@ def write_sortable_report(
     sections: list,    # of (heading, text, content); content a plotly Figure, a table (list of rows) or None
 ) -> Path:             # where it is
     "Write a self-contained page with sortable tables: whole, or not at all. Raises ValueError for a section that is none."
-    path, document = Path(path), sortable_page(title, sections)
-    with replacing(path, encoding="utf-8", errors="replace") as file: file.write(document)
-    return path
+    return write_report(path, title, sections, sortable_page)
