@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from actloc.core.annotations import read_annotations
+from actloc.core.epic import read_epic
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "data_scripts"
 REAL = ROOT.parent / "shared" / "data" / "epic_kitchens_100"
@@ -121,6 +124,33 @@ def test_bad_epic(run, tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("case", BAD_EPIC)
+@pytest.mark.parametrize("task", ["verb", "action"])
+def test_the_package_is_as_strict_as_the_script(tmp_path, case, task):
+    changes, words = BAD_EPIC[case]
+    with pytest.raises(ValueError) as error: read_epic(put(tmp_path / "csv", changes), task, "keep")
+    for word in words: assert word in str(error.value)
+
+
+def test_the_package_reads_what_the_script_writes(run, tmp_path):
+    rows = HEAD + GOOD_ROW + action("c_1", "P02_01", "00:00:30.00", "00:00:31.00", 0, 2) + action("c_2", "P02_01", "00:00:05.00", "00:00:04.00", 1, 1) + action("c_3", "P02_01", "00:00:07.00", "00:00:08.00", 1, 1)
+    source = put(tmp_path / "csv", {"EPIC_100_validation.csv": rows})
+    assert run(convert_epic, source, tmp_path / "out")[0] == 0
+    for task in ("verb", "noun"):
+        ours = read_epic(source, task, "repair")
+        theirs = {r.id: r for r in read_annotations(tmp_path / "out" / f"epic_kitchens_100_{task}.json", bad_segments="repair").recordings}
+        assert len(ours) == len(theirs) == 3 and ours.classes == read_annotations(tmp_path / "out" / f"epic_kitchens_100_{task}.json").classes
+        for r in ours.recordings:
+            order = np.lexsort((r.labels, r.segments_s[:, 1], r.segments_s[:, 0]))
+            assert np.array_equal(r.segments_s[order], theirs[r.id].segments_s) and np.array_equal(r.labels[order], theirs[r.id].labels)
+            assert (r.subset, r.duration_s, r.fps) == (theirs[r.id].subset, theirs[r.id].duration_s, theirs[r.id].fps)
+        note = ours.repaired["P02_01"]
+        assert "2 segments left out" in note and "c_1 starts at 30 s" in note and "c_2 ends at 4 s" in note and list(ours.repaired) == ["P02_01"]
+    with pytest.raises(ValueError, match="line 3: c_1 starts at 30 s"): read_epic(source, "verb")
+    assert [len(r.labels) for r in read_epic(source, "verb", "keep").recordings] == [2, 1, 4]
+    assert read_epic(source, "action", "keep").classes == ("0,0", "0,2", "1,0", "1,1", "1,2")
+
+
 @needs_real
 def test_the_real_epic_csvs(run, tmp_path):
     if (REAL / "EPIC_100_train.csv").exists(): pytest.skip("written for the folder without EPIC_100_train.csv")
@@ -136,7 +166,6 @@ def test_the_real_epic_csvs(run, tmp_path):
         wanted = sorted((row["video_id"], int(row[f"{task}_class"]), plain(row["start_timestamp"]), plain(row["stop_timestamp"])) for row in rows)
         assert [f[:2] for f in found] == [w[:2] for w in wanted] and np.allclose([f[2:] for f in found], [w[2:] for w in wanted], rtol=0, atol=1e-6)
     assert database["P01_11"]["annotations"][0] == {"label": "plate", "label_id": 2, "segment": [0.0, 1.89]}
-    from actloc.core.annotations import read_annotations
     assert len(read_annotations(tmp_path / "epic_kitchens_100_noun.json").classes) == 300   # and the package reads it as it is
 
 
@@ -211,7 +240,6 @@ def test_ego4d_by_hand(run, ego, tmp_path):
     assert "160 fps, outside 10 to 100" in listed["fast"] and "v3.pt: no such file" in listed["lost"] and "no primary label of at least 0.25 s (1 shorter" in listed["nolabels"]
     for id, reason in listed.items(): assert f"left out: {id}: {reason}" in said
     assert "3 of 6 clips (train 2, val 1), 4 labels (1 shorter than 0.25 s left out), 0 clips were converted earlier" in said
-    from actloc.core.annotations import read_annotations
     assert read_annotations(out / "annotations" / "ego4d.json").classes == ("arrange", "cut", "wash")
 
 

@@ -95,6 +95,16 @@ def test_the_settings_name_what_they_need():
     with pytest.raises(ValueError, match="did you mean 'fusion'"): experiment("anet_tsp", "fussion.top=2")
 
 
+def test_an_experiment_from_the_metrics_of_a_run_and_none_of_another_notebook(tmp_path):
+    written, run = yaml.safe_load((ROOT / "params/hapt.yaml").read_text()), json.loads((ROOT / "results/hapt_seed1.json").read_text())
+    e = read_experiment(ROOT / "results/hapt_seed1.json", ["seed=3"])
+    assert e["seed"] == 3 and all(e[name] == written[name] for name in ("data", "model", "loading", "training", "tiou", "threads")) and e["protocol"] == run["protocol"]
+    (tmp_path / "other.yaml").write_text("experiment: evaluate\n")
+    with pytest.raises(ValueError, match="is for the experiment evaluate; train_actionformer came"): read_experiment(tmp_path / "other.yaml")
+    (tmp_path / "same.yaml").write_text("experiment: actionformer\nseed: 4\n")
+    assert read_experiment(tmp_path / "same.yaml")["seed"] == 4
+
+
 # ---- real annotation files
 
 def test_thumos_is_judged_as_it_is_written(shared):

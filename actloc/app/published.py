@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .evaluate import TemporalFiles, evaluate_segments
+from .experiments import ask
 from .localize import ModelCard, load_model, localize, open_dataset, save_model
 from ..actionformer.model import ActionFormer, ActionFormerConfig
 from ..actionformer.release import load_release_state, read_release_checkpoint, release_state
@@ -59,15 +60,12 @@ class Experiment:
         return open_annotations(self["data"], s.get("classes"), bad_segments, s.get("repetitions", "keep") if bad_segments != "keep" else "keep", s.get("task"))
 
 def read_experiment(
-    path: str | Path,             # a settings file, as in params/
+    path: str | Path,             # a settings file, as in params/, or the metrics.json of a run
     changes: list[str] = (),      # name=value or name.entry=value, as of `actloc train -p`
 ) -> Experiment:
     "The experiment of a settings file. Raises ValueError for a file or change that cannot be read, and for unknown names."
-    from actloc.app.cli import defaults_of, notebook, parameters_from
-
-    defaults = defaults_of(notebook("train_actionformer"))
-    given = parameters_from(str(path), list(changes), defaults)
-    return Experiment(Path(path).stem, {**defaults, **given})
+    asked = ask(path, changes, "train_actionformer")
+    return Experiment(Path(path).stem, {**asked.defaults, **asked.parameters})
 
 # %% ../../nbs/app/25_published.ipynb #96b44dd0
 def judged(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MISSED', 'Nearest', 'nearest', 'error_kinds', 'Matched', 'matched_detections', 'fixed_ap', 'corrected',
-           'Quantity', 'Sensitivity', 'normalised_ap', 'groups_of', 'sensitivity', 'OperatingPoint', 'operating_point',
-           'Calibration', 'calibration', 'Diagnosis', 'diagnose', 'missed_by', 'profile_of', 'points_of', 'curve_of',
-           'diagnose_temporal', 'diagnose_frame']
+           'Quantity', 'Sensitivity', 'normalised_ap', 'groups_of', 'sensitivity', 'overall_ap', 'OperatingPoint',
+           'operating_point', 'Calibration', 'calibration', 'Diagnosis', 'diagnose', 'missed_by', 'profile_of',
+           'points_of', 'curve_of', 'diagnose_temporal', 'diagnose_frame']
 
 # %% ../../nbs/evaluation/40_diagnosis.ipynb #893ddb47
 # In:  ground truth and detections as Instances (segments or boxes), class names, one overlap threshold.
@@ -179,6 +179,7 @@ def sensitivity(
     m: Matched,
     quantity: Quantity,
     edges: Sequence[float] | None = None,   # None: five groups of about equal size
+    overall: float | None = None,           # normalised AP over all instances, which is the same for every quantity; None: computed here
 ) -> Sensitivity:
     "Recall and normalised AP by groups of a quantity."
     edges = groups_of(quantity.values) if edges is None else np.asarray(edges, np.float64)
@@ -186,7 +187,9 @@ def sensitivity(
     members = [group == i for i in range(len(edges) - 1)]
     recall = [seen[one].mean() if one.any() else np.nan for one in members]
     return Sensitivity(quantity.name, quantity.unit, edges, np.array([one.sum() for one in members]), np.array(recall),
-                       np.array([normalised_ap(m, one) for one in members]), normalised_ap(m, np.ones(len(m.truth), bool)))
+                       np.array([normalised_ap(m, one) for one in members]), overall_ap(m) if overall is None else overall)
+
+def overall_ap(m: Matched) -> float: return normalised_ap(m, np.ones(len(m.truth), bool))
 
 # %% ../../nbs/evaluation/40_diagnosis.ipynb #5d04d7d8
 @dataclass(frozen=True)
@@ -324,9 +327,9 @@ def diagnose(
     if len(truth) == 0: raise ValueError("diagnose: there is no ground truth to find")
     m, classes = matched_detections(truth, found, len(classes), threshold, background, rule), tuple(classes)
     scores, hits = m.found.scores, m.row >= 0
-    fixed = np.array([np.nanmean(fixed_ap(m, kind)) for kind in (*KINDS[1:], "missed")])
+    fixed, overall = np.array([np.nanmean(fixed_ap(m, kind)) for kind in (*KINDS[1:], "missed")]), overall_ap(m) if quantities else None
     return Diagnosis(threshold, background, classes, fixed_ap(m, None), m.instances, np.bincount(m.kinds, minlength=6), missed_by(m, threshold, background),
-                     fixed, profile_of(m), tuple(sensitivity(m, q) for q in quantities), precision, points_of(m, classes, precision),
+                     fixed, profile_of(m), tuple(sensitivity(m, q, overall=overall) for q in quantities), precision, points_of(m, classes, precision),
                      curve_of(scores, hits, len(truth)), calibration(scores, hits), protocol)
 
 def missed_by(m: Matched, threshold: float, background: float) -> np.ndarray:
