@@ -17,7 +17,7 @@ from actloc.app.localize import evaluate, localize, open_dataset
 from actloc.core.records import Recording
 from actloc.core.segments import FeatureGrid
 from actloc.data.loading import CropConfig, TrainingBatches
-from actloc.training.learner import Learner, LearnerConfig, learning_rate
+from actloc.training.learner import Learner, LearnerConfig, learning_rate, load_checkpoint, optimiser_of
 from test_golden_actionformer import golden
 
 ACTLOC = Path(sys.executable).with_name("actloc")
@@ -32,6 +32,47 @@ def test_published_schedules():
         ours = [learning_rate(i, 300, 50, 1e-3, (100, 200), .1, kind) for i in range(300)]
         np.testing.assert_allclose(ours, data[name], rtol=1e-6, atol=1e-12)
     assert len(data.files) == 2
+
+
+class Line(torch.nn.Linear):
+    def loss(self, batch): pass
+
+
+class FortyBatches:
+    batch_size = 8
+    def __len__(self): return 40
+
+
+ACAR = dict(epochs=5, warmup_epochs=1, learning_rate=.064, warmup_start=.008, warmup_inclusive=False, optimiser="sgd", weight_decay=1e-7, decay_everything=True,
+            clip_norm=0., ema_decay=0., milestones=[5.6, 5.8], milestones_from_start=True, minimum_rate=1e-5)
+
+
+@pytest.mark.parametrize("name, schedule", [("step", "multistep"), ("cosine", "cosine")])
+def test_published_schedules_of_acar(tmp_path, name, schedule):
+    expected = np.load(golden("acar_lr_schedules.npz"))[name]
+    for batch, scale in ((0, 1), (8, 1), (16, .5)):
+        trainer = Learner(Line(1, 1), FortyBatches(), LearnerConfig.from_dict({**ACAR, "schedule": schedule, "reference_batch": batch}), tmp_path, device="cpu")
+        ours = []
+        for trainer.iteration in range(len(expected)): ours.append(trainer.rate())
+        np.testing.assert_allclose(ours, expected * scale, rtol=0, atol=1e-12)
+
+
+def test_the_published_optimiser_of_acar():
+    "Nesterov's momentum and decay of everything, step by step."
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    sgd = optimiser_of(net, LearnerConfig.from_dict({**ACAR, "weight_decay": .1}))
+    velocity = [torch.zeros_like(p) for p in net.parameters()]
+    for step in range(4):
+        for group in sgd.param_groups: group["lr"] = rate = .1 / (step + 1)
+        expected = []
+        for i, p in enumerate(net.parameters()):
+            p.grad = torch.randn_like(p)
+            pull = p.grad + .1 * p.detach()
+            velocity[i] = .9 * velocity[i] + pull
+            expected.append(p.detach() - rate * (pull + .9 * velocity[i]))
+        sgd.step()
+        for p, e in zip(net.parameters(), expected): torch.testing.assert_close(p.detach(), e)
 
 
 def recordings(n=6, seed=0):
@@ -73,6 +114,24 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     learner(tmp_path).fit(until=1, progress=False)
     with pytest.raises(ValueError, match="learning_rate: 0.001 there, 0.01 here"):
         learner(tmp_path, learning_rate=1e-2).fit(progress=False)
+
+
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(tmp_path):
+    whole = learner(tmp_path / "whole").fit(progress=False)
+    learner(tmp_path / "old").fit(until=2, progress=False)
+    content = load_checkpoint(tmp_path / "old/checkpoint.pt")
+    for name in ("optimiser", "reference_batch", "minimum_rate"): del content["settings"]["learner"][name]
+    torch.save(content, tmp_path / "old/checkpoint.pt")
+    with pytest.raises(ValueError, match="optimiser: adamw there, sgd here"): learner(tmp_path / "old", optimiser="sgd").fit(progress=False)
+    assert [r["total"] for r in learner(tmp_path / "old").fit(progress=False).rows] == [r["total"] for r in whole.rows]
+
+
+def test_without_an_average_the_model_is_what_was_trained(tmp_path):
+    raw, averaged = (learner(tmp_path / str(d), ema_decay=d).fit(progress=False) for d in (0., .5))
+    assert raw.averaged is raw.model and averaged.averaged is not averaged.model
+    assert [r["total"] for r in raw.rows] == [r["total"] for r in averaged.rows]
+    again = learner(tmp_path / "0.0", ema_decay=0.).fit(progress=False)
+    for a, b in zip(raw.model.state_dict().values(), again.averaged.state_dict().values()): assert torch.equal(a, b)
 
 
 PROGRAM = """
@@ -130,7 +189,8 @@ def test_train_from_the_command_line(tmp_path):
 
 @pytest.mark.parametrize("change, says", [
     ("sed=3", "did you mean 'seed'"), ("data=nowhere", "does not exist"), ("model.windows=3", "did you mean 'window'"),
-    ("test_subset=holiday", "holiday"), ("training.schedule=linear", "cosine, multistep"), ("seed", "name=value")])
+    ("test_subset=holiday", "holiday"), ("training.schedule=linear", "cosine, multistep"), ("seed", "name=value"),
+    ("training.epoch=3", "did you mean 'epochs'")])
 def test_bad_parameters_get_a_sentence(tmp_path, change, says):
     done = actloc("train", "-p", change, "--out", "run", cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr.split("actloc:")[-1], done.stderr

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.processes import summed
+
 # %% ../../nbs/actionformer/40_losses.ipynb #bf69b50e
 def focal_loss(
     logits: Tensor,   # [...]
@@ -43,7 +45,7 @@ def diou_loss(
 
 # %% ../../nbs/actionformer/40_losses.ipynb #d9a8c0bf
 class Losses(NamedTuple):
-    "The losses of one batch, as scalars; `total` is what is minimised."
+    "The losses of one batch, as scalars; `total` is what is minimised. Of several processes each has a part of the sum."
     total: Tensor
     classification: Tensor
     regression: Tensor
@@ -52,5 +54,5 @@ class Losses(NamedTuple):
 def normalised(classification: Tensor, regression: Tensor, normaliser: Tensor, loss_weight: float) -> Losses:
     "Sums over points divided by the normaliser; a weight <= 0 balances both losses."
     classification, regression = classification / normaliser, regression / normaliser
-    weight = loss_weight if loss_weight > 0 else classification.detach() / regression.detach().clamp(min=.01)
+    weight = loss_weight if loss_weight > 0 else summed(classification) / summed(regression).clamp(min=.01)
     return Losses(classification + weight * regression, classification, regression, torch.zeros_like(regression))

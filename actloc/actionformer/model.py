@@ -23,6 +23,7 @@ from .points import Points, assign, decode, make_points
 from .pyramid import FeaturePyramidNeck, NormNeck, conv_pyramid, transformer_pyramid
 from .refinement import refine, refinement_loss
 from ..core.files import refuse_unknown
+from ..core.processes import summed
 from ..core.records import Detections
 from ..ops.masked import extent_of
 from ..ops.nms import METHODS, nms
@@ -174,11 +175,11 @@ class ActionFormer(nn.Module):
         return Outputs(logits, offsets, torch.cat([level.extent.mask for level in levels], 1), points, lengths, residuals)
 
     def loss(self, features: Tensor, mask: Tensor, segments: list[Tensor], labels: list[Tensor]) -> Losses:
-        "Losses of a batch; `segments` on the feature grid. In training mode the normaliser moves."
+        "Losses of a batch (of several processes: this one's part of them); `segments` on the feature grid. In training mode the normaliser moves."
         c, out = self.config, self(features, mask)
         targets, offsets = assign(out.points, segments, labels, c.num_classes, c.center_radius)
         positive = out.mask & (targets.sum(2) > 0)
-        normaliser = .9 * self.loss_normaliser + .1 * positive.sum().clamp(min=1)
+        normaliser = .9 * self.loss_normaliser + .1 * summed(positive.sum()).clamp(min=1)
         if self.training: self.loss_normaliser.copy_(normaliser)
         smooth = targets * (1 - c.label_smoothing) + c.label_smoothing / (c.num_classes + 1)
         classification = (focal_loss(out.logits, smooth) * out.mask[..., None]).sum()

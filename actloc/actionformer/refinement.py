@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.processes import summed
+
 # %% ../../nbs/actionformer/45_refinement.ipynb #44f03ab1
 def boundary_targets(
     T: int,                     # steps of the finest level
@@ -30,11 +32,11 @@ def boundary_targets(
 
 # %% ../../nbs/actionformer/45_refinement.ipynb #97083b4b
 def refinement_loss(predicted: Tensor, segments: list[Tensor], mask: Tensor, radius: float) -> Tensor:
-    "Mean absolute error of the residuals near boundaries, in steps (smooth below half a step); 0 where there are none."
+    "Mean absolute error of the residuals near boundaries, in steps (smooth below half a step; of several processes: this one's part of it); 0 where there are none."
     targets, near = (x.to(predicted.device) for x in boundary_targets(predicted.shape[1], segments, radius))
     near = near & mask[..., None]
     errors = F.smooth_l1_loss(predicted.float(), targets, reduction="none", beta=.5)
-    return torch.where(near, errors, 0.).sum() / near.sum().clamp(min=1)
+    return torch.where(near, errors, 0.).sum() / summed(near.sum()).clamp(min=1)
 
 # %% ../../nbs/actionformer/45_refinement.ipynb #dfef8657
 def refine(segments: Tensor, residuals: Tensor, radius: float, rounds: int = 2) -> Tensor:

@@ -10,13 +10,15 @@ __all__ = ['CropConfig', 'Window', 'cut', 'draw_window', 'window_length', 'stret
 # In:  recordings.
 # Out: batches of (features [B, C, T], mask [B, T], segments on the grid B x [G, 2], labels B x [G]).
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.files import refuse_unknown
+from ..core.processes import processes
 from ..core.records import Recording, pad
 from .features import resized_features
 
@@ -35,6 +37,12 @@ class CropConfig:
     rotate: float = 0.                    # by a random rotation, degrees (deviation around each axis)
     flip: float = 0.                      # and, with this probability, by half a turn about the first axis
     stretch: float = 0.                   # ours: recordings resampled in time by a factor in exp(-stretch) .. exp(stretch)
+
+    @classmethod
+    def from_dict(cls, settings: dict) -> "CropConfig":
+        "A configuration from plain settings; an unknown name raises ValueError with the nearest known one."
+        refuse_unknown(settings, [f.name for f in fields(cls)], "CropConfig has no setting")
+        return cls(**settings)
 
 class Window(NamedTuple):
     "A cut-out of a recording, on its own feature grid."
@@ -123,19 +131,23 @@ class TrainingBatches:
     batch_size: int = 2
     seed: int = 0
     workers: int = 0     # processes that read and cut ahead; 0 = none
+    share: tuple[int, int] = field(default_factory=processes)   # which process of how many: it gets its part of every batch
 
     def __post_init__(self):
-        if len(self.recordings) < self.batch_size or self.batch_size < 1:
+        if not 0 <= self.share[0] < self.share[1] <= self.batch_size:
+            raise ValueError(f"batches of {self.batch_size} recordings cannot be shared as {self.share[0]} of {self.share[1]}: there are at most as many processes as recordings in a batch. "
+                             "Start fewer, or use a larger batch_size (it counts all processes together).")
+        if len(self.recordings) < self.batch_size:
             raise ValueError(f"{len(self.recordings)} recordings do not fill one batch of {self.batch_size}; use a smaller batch or more recordings")
 
     def __len__(self): return len(self.recordings) // self.batch_size
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        "The batches of one epoch."
+        "The batches of one epoch, of each the rows of this share."
+        rank, world = self.share
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.recordings))[: len(self) * self.batch_size]
-        draws = Draws(self, epoch)
-        return iter(torch.utils.data.DataLoader(draws, batch_sampler=order.reshape(-1, self.batch_size).tolist(),
-                                                collate_fn=collate, num_workers=self.workers))
+        rows = order.reshape(-1, self.batch_size)[:, rank::world]
+        return iter(torch.utils.data.DataLoader(Draws(self, epoch), batch_sampler=rows.tolist(), collate_fn=collate, num_workers=self.workers))
 
 @dataclass(frozen=True)
 class Draws:
