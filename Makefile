@@ -2,6 +2,7 @@
 # make test      everything that guards the project (10 minutes on 2 cores, after set-up)
 # make test-slow the longer checks: the real run on HAPT (where ../shared lies beside the project) and the demo's number
 # make hapt      the real run: raw sensor recordings to three trained, evaluated models
+# make world     three heads on the generated world, three seeds, and their ablation; writes results/world (45 minutes on 2 cores)
 # make bench     how long evaluation and kernels take at real sizes; writes results/ (20 minutes)
 # make gpu       the tests of the GPU kernels, and their race, where there is a GPU
 # make export    notebooks -> package, README, and both cleaned; make outputs also executes the notebooks and keeps what they show
@@ -16,7 +17,7 @@ HAPT   ?= $(wildcard ../shared/data/hapt.zip)
 export PLOTLY_RENDERER := plotly_mimetype
 took = printf '%s: %d s\n' "$(1)" $$((SECONDS))
 
-.PHONY: setup demo test test-slow hapt export outputs docs bench gpu clean
+.PHONY: setup demo test test-slow hapt world export outputs docs bench gpu clean
 
 setup: $(READY)
 
@@ -45,11 +46,16 @@ data/hapt/annotations.json: $(READY)
 hapt: data/hapt/annotations.json
 	@for seed in 1 2 3; do $(BIN)/actloc train -f params/hapt.yaml -p seed=$$seed --out runs/hapt_seed$$seed && cp runs/hapt_seed$$seed/metrics.json results/hapt_seed$$seed.json || exit; done; $(call took,hapt)
 
+world: export OMP_NUM_THREADS = 1
+world: $(READY)
+	@$(BIN)/python tests/reach_world.py && $(call took,world)
+
 RACE = $(BIN)/papermill nbs/experiments/kernel_race.ipynb runs/kernel_race.ipynb -k python3 --no-progress-bar --log-output
 bench: export OMP_WAIT_POLICY = PASSIVE
 bench: $(READY)
 	@$(BIN)/papermill nbs/experiments/evaluation_race.ipynb runs/evaluation_race.ipynb -k python3 --no-progress-bar --log-output -p scale 1.0 -p out results/evaluation_race_cpu.json 2>&1 | grep CPU-s
-	@$(RACE) -p full True -p threads 1 -p flex True -p out results/kernel_race_cpu.json 2>&1 | grep -e " ms " -e "per second" -e Error -e "'ours'"; $(call took,bench)
+	@$(RACE) -p full True -p threads 1 -p flex True -p out results/kernel_race_cpu.json 2>&1 | grep -e " ms " -e "per second" -e Error -e "'ours'"
+	@$(BIN)/papermill nbs/experiments/acar_race.ipynb runs/acar_race.ipynb -k python3 --no-progress-bar --log-output -p full True -p out results/acar_race_cpu.json 2>&1 | grep -e " ms" -e " MB" -e " s," -e Error; $(call took,bench)
 
 gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no GPU is here; the tests run the kernels through the interpreter instead")'

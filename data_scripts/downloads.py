@@ -52,6 +52,7 @@ class CutOff(BadInput):
 def download(
     url: str,
     part: Path,  # what is there already is not asked for again
+    check=None,  # (first bytes, length or None, url): raises BadInput for what is no such file; None: archives only
 ) -> bool:       # True if the server said how long the file is, and it is all there
     "Download what `part` still lacks, however often the connection breaks; raises BadInput when waiting does not help (what came is kept)."
     where = urllib.parse.urlsplit(url)
@@ -61,7 +62,7 @@ def download(
     failures = 0
     while True:
         before = size_of(part)
-        try: return fetch(url, part, before)
+        try: return fetch(url, part, before, check or check_magic)
         except Broken as error:
             if size_of(part) > before: failures = 0
             if failures == len(WAITS_S): raise BadInput(f"{error}; {how_to_go_on(part)}") from error
@@ -85,6 +86,7 @@ def fetch(
     url: str,
     part: Path,
     start: int,  # the first byte that is asked for
+    check,       # of the first bytes
 ) -> bool:       # True if the server said how long the file is, and it is all there
     "One attempt. Raises Broken where another one may help, BadInput where none will."
     with ask(url, start) as answer:
@@ -94,8 +96,8 @@ def fetch(
             if not start: raise BadInput(f"{url}: the server answers {answer.status} though the whole file was asked for; {BROWSER}")
         else:
             if resumed: say(f"going on with {part} after {start / 1e6:.1f} MB")
-            return save(answer, url, part, start if resumed else 0)
-    return fetch(url, part, 0)   # not the beginning of this file, or not the range that was asked for
+            return save(answer, url, part, start if resumed else 0, check)
+    return fetch(url, part, 0, check)   # not the beginning of this file, or not the range that was asked for
 
 
 def ask(url: str, start: int):
@@ -120,12 +122,12 @@ def seconds_asked(headers) -> float:
     return float(text) if text.isdecimal() else 0
 
 
-def save(answer, url: str, part: Path, start: int) -> bool:
+def save(answer, url: str, part: Path, start: int, check) -> bool:
     "Bring `part` in line with the answer, which begins at byte `start`; raises Broken if less came than was announced."
     length = answer.headers.get("Content-Length", "")
     total = start + int(length) if length.isdecimal() else None
     block, done = receive(answer.read, 4, url), start
-    if not start: check_magic(block, total, url)
+    if not start: check(block, total, url)
     check_room(part, total)
     with open(part, "r+b" if part.exists() else "w+b") as file, progress("downloading", total, "B", start) as bar:
         file.seek(start)

@@ -24,14 +24,14 @@ import numpy as np
 from .files import read_bytes, replacing
 
 # %% ../../nbs/core/40_ava.ipynb #c3af64c4
-TIERS = {"PERSON_MOVEMENT": "pose", "OBJECT_MANIPULATION": "object", "PERSON_INTERACTION": "person"}
+TIERS = {"PERSON_MOVEMENT": "pose", "OBJECT_MANIPULATION": "object", "PERSON_INTERACTION": "person", "LONG_TERM": "long-term"}
 
 @dataclass(frozen=True)
 class LabelMap:
     "The classes that are evaluated, by ascending id; `tiers` is empty where the kind of a class is not known."
     ids: tuple[int, ...]          # [K] as in the files
     names: tuple[str, ...]        # [K]
-    tiers: tuple[str, ...] = ()   # [K] pose, object, person; given by the file or by the ids
+    tiers: tuple[str, ...] = ()   # [K] pose, object, person, long-term; given by the file or by the ids
     tiers_from: str = ""          # "label_type" (the file says it), "AVA's ids" (it does not), "" (unknown)
 
     def __post_init__(self):
