@@ -117,7 +117,7 @@ def test_equal_to_torch_layers(name, threads):
         torch.manual_seed(len(name))
         net = restless(SlowFast(CONFIGS[name])).train()
         learns = net.config.norm == "batch"                           # statistics of a handful of numbers: less exact
-        for shape in ((2, 3, 8, 37, 51), (1, 3, net.config.alpha, 32, 33)):
+        for shape in ((2, 3, 8, 37, 51), (1, 3, net.config.alpha, 32, 33), (1, 3, 2 * net.config.alpha, 18, 17)):
             frames = torch.randn(shape)
             kept, twin = frames.clone(), copy.deepcopy(net)
             outs = net(frames)[:2], judged(twin, frames)

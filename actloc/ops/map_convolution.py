@@ -77,7 +77,7 @@ def pool_maps(
     return kept_inside(F.max_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1), sizes), sizes
 
 def norm_maps(
-    x: Tensor,              # [N, h, w, C]
+    x: Tensor,              # [N, h, w, C], zero outside
     sizes: Tensor | None,   # [N, 2]
     weight: Tensor,         # [C] scale
     bias: Tensor,           # [C] shift
@@ -86,7 +86,6 @@ def norm_maps(
     "Group norm with one group over the positions of each map."
     real = x.new_ones(()) if sizes is None else inside(sizes, x.shape[1:3]).to(x.dtype)
     count = (x[0].numel() if sizes is None else sizes.prod(1)[:, None, None, None] * x.shape[3]) if len(x) else 1
-    x = x * real
     mean = x.sum((1, 2, 3), keepdim=True) / count
     variance = (((x - mean) * real) ** 2).sum((1, 2, 3), keepdim=True) / count
     return (x - mean) * torch.rsqrt(variance + eps) * weight + bias
