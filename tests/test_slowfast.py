@@ -305,7 +305,7 @@ def test_settings_from_files():
 @pytest.mark.parametrize("shape, sizes, says", [
     ((1, 3, 7, 32, 32), None, "4 or 8 frames"), ((1, 3, 3, 32, 32), None, "clips of 4 frames"), ((1, 3, 0, 32, 32), None, "clips of 4 frames"),
     ((1, 1, 8, 32, 32), None, "3 channels"), ((3, 8, 32, 32), None, "3 channels"), ((1, 3, 8, 7, 32), None, "7 x 32"),
-    ((2, 3, 8, 32, 32), [[32, 32]], "one \\(height, width\\)"), ((1, 3, 8, 32, 32), [[33, 32]], "none larger"), ((1, 3, 8, 32, 32), [[32, 7]], "32 x 7"),
+    ((2, 3, 8, 32, 32), [[32, 32]], "one \\(height, width\\) each"), ((1, 3, 8, 32, 32), [[33, 32]], "none larger"), ((1, 3, 8, 32, 32), [[32, 7]], "32 x 7"),
     ((1, 3, 8, 32, 32), [[32., 30.]], "whole pixels")])
 def test_frames_that_do_not_fit(shape, sizes, says):
     with pytest.raises(ValueError, match=says): SlowFast(slowfast_small())(torch.zeros(shape), None if sizes is None else torch.tensor(sizes))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SlowFastConfig', 'check_config', 'slowfast_r50', 'slowfast_r101', 'slowfast_r152', 'slowfast_r200', 'receptive_field',
            'slowfast_small', 'slow_positions', 'Grid', 'grid_of', 'convolve', 'by_clip', 'by_frame', 'over_time',
-           'TemporalConv', 'ConvNorm', 'batch_norm', 'Bottleneck', 'Pathway', 'check_frames', 'Pathways', 'SlowFast']
+           'TemporalConv', 'ConvNorm', 'batch_norm', 'Bottleneck', 'Pathway', 'check_frames', 'check_sizes', 'Pathways',
+           'SlowFast']
 
 # %% ../../nbs/acar/10_slowfast.ipynb #3ea63439
 # In:  frames [B, 3, F, H, W], normalised; sizes [B, 2] (height, width in pixels before padding), or None when nothing is padded.
@@ -80,7 +81,8 @@ def check_config(config: SlowFastConfig):
         if any(n < 1 or n != int(n) for n in (value if isinstance(value, tuple) else (value,))):
             raise ValueError(f"SlowFastConfig: {name} = {value} came; whole numbers from 1 on are needed")
     if not math.isclose(config.fast_width, config.width * config.fast_share, rel_tol=.02) or config.fast_width < 1:
-        raise ValueError(f"SlowFastConfig: width {config.width} x fast_share {config.fast_share} = {config.width * config.fast_share:g} channels; choose a whole number")
+        raise ValueError(f"SlowFastConfig: width {config.width} x fast_share {config.fast_share} = {config.width * config.fast_share:g} channels; "
+                         "choose a whole number")
     if config.norm not in ("frozen", "batch"): raise ValueError(f"SlowFastConfig: norm {config.norm!r} came, frozen or batch is needed")
 
 # %% ../../nbs/acar/10_slowfast.ipynb #2b64179f
@@ -185,8 +187,8 @@ def by_frame(y: Tensor, height: int, width: int) -> Tensor:
 # %% ../../nbs/acar/10_slowfast.ipynb #fd6f53e1
 def over_time(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     "A convolution over T: x [B, C, T, n], weight [D, C, k, 1] -> [B, D, ceil(T / stride), n]."
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    if stride == 1 and plain and torch.is_grad_enabled(): return TemporalConv.apply(x, weight, bias)
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    if stride == 1 and plain and torch.is_grad_enabled() and not torch.compiler.is_compiling(): return TemporalConv.apply(x, weight, bias)
     if weight.shape[2] == 1: return F.conv2d(x[:, :, ::stride], weight, bias)
     return F.conv2d(x, weight, bias, (stride, 1), (weight.shape[2] // 2, 0))
 
@@ -286,12 +288,11 @@ class Pathway(nn.Module):
         k, self.pool = config.stem_kernel, config.stem_pool
         self.stem = ConvNorm(3, width, (stem_frames, k, k), (1, config.stem_stride), norm=config.norm, relu=False)
         self.stages, channels = nn.ModuleList(), width
-        for i, depth in enumerate(config.depths):
-            inner, outer = width * 2 ** i, width * 2 ** i * config.expansion
-            self.stages.append(nn.ModuleList(
-                Bottleneck(channels + lateral[i] if b == 0 else outer, inner, outer, frames[i], config.strides[i] if b == 0 else 1, config.dilations[i], config.norm)
-                for b in range(depth)))
-            channels = outer
+        for i, (depth, stride, dilation) in enumerate(zip(config.depths, config.strides, config.dilations)):
+            inner, entering, channels = width * 2 ** i, channels + lateral[i], width * 2 ** i * config.expansion
+            first = Bottleneck(entering, inner, channels, frames[i], stride, dilation, config.norm)
+            more = (Bottleneck(channels, inner, channels, frames[i], 1, dilation, config.norm) for _ in range(depth - 1))
+            self.stages.append(nn.ModuleList([first, *more]))
 
     def begin(self, frames: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         "Stem, max-pool, ReLU: frames [B, 3, T, H, W] -> [B T, C, h, w], channels last in memory."
@@ -311,16 +312,22 @@ def check_frames(frames: Tensor, sizes: Tensor | None, config: SlowFastConfig) -
     "The shape of frames that fit; raises ValueError for others."
     shape = list(frames.shape)
     if frames.dim() != 5 or shape[1] != 3: raise ValueError(f"SlowFast: frames {shape} came, [clips, 3 channels, frames, height, width] is needed")
-    if not frames.is_floating_point(): raise ValueError(f"SlowFast: frames of {frames.dtype} came; normalise them to floating point first (data/clips does)")
-    T, alpha, stride = shape[2], config.alpha, config.stride
+    if not frames.is_floating_point(): raise ValueError(f"SlowFast: frames of {frames.dtype} came; normalise them to floating point first")
+    T, alpha = shape[2], config.alpha
     if T == 0 or T % alpha:
         near = [n for n in (T - T % alpha, T - T % alpha + alpha) if n]
         raise ValueError(f"SlowFast: {T} frames came, but the slow pathway sees one in alpha = {alpha}: cut clips of {' or '.join(map(str, near))} frames")
-    if sizes is not None and (sizes.shape != (shape[0], 2) or sizes.is_floating_point() or (sizes > sizes.new_tensor(shape[3:])).any()):
-        raise ValueError(f"SlowFast: sizes {sizes.tolist()} came; {shape[0]} clips of {shape[3]} x {shape[4]} padded pixels need one (height, width) in whole pixels each, none larger")
-    least = shape[3:] if sizes is None else [int(n) for n in sizes.amin(0)]
-    if min(least) < stride: raise ValueError(f"SlowFast: a clip of {least[0]} x {least[1]} pixels came, but one position of the grid takes {stride} x {stride}; scale frames up")
+    check_sizes(sizes, shape, config.stride)
     return frames.shape
+
+def check_sizes(sizes: Tensor | None, shape: list, stride: int):
+    "Refuses sizes that do not belong to frames of this shape, and clips smaller than one position of the grid."
+    if sizes is not None and (sizes.shape != (shape[0], 2) or sizes.is_floating_point() or (sizes > sizes.new_tensor(shape[3:])).any()):
+        raise ValueError(f"SlowFast: sizes {sizes.tolist()} came; {shape[0]} clips padded to {shape[3]} x {shape[4]} pixels need one (height, width) each, "
+                         "in whole pixels, none larger")
+    height, width = shape[3:] if sizes is None else sizes.amin(0).tolist()
+    if min(height, width) < stride:
+        raise ValueError(f"SlowFast: a clip of {height} x {width} pixels came, but one position of the grid takes {stride} x {stride}; scale frames up")
 
 # %% ../../nbs/acar/10_slowfast.ipynb #3a5430ad
 class Pathways(NamedTuple):
