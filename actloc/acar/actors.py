@@ -54,9 +54,9 @@ class LargestCell(torch.autograd.Function):
         B, C, h, w = ctx.shape
         units = torch.eye(h * w, dtype=where.dtype, device=where.device).view(1, h * w, h, w)
         weights = roi_align(units, F.pad(where[:, 1:], (1, 0)), CELLS).flatten(2)                        # [N, h w, cells]
-        of_cell = weights.transpose(1, 2).gather(1, cell[..., None].expand(-1, -1, h * w))               # [N, C, h w]
-        down = up.new_zeros(B, C, h * w).index_add_(0, where[:, 0].long(), of_cell.to(up.dtype) * up[..., None])
-        return down.view(ctx.shape), None
+        of_cell = up.new_zeros(len(up), CELLS ** 2, C).scatter_(1, cell[:, None], up[:, None])            # [N, cells, C]
+        down = up.new_zeros(B, h * w, C).index_add_(0, where[:, 0].long(), weights.to(up.dtype) @ of_cell)
+        return down.transpose(1, 2).reshape(ctx.shape), None
 
 def actor_features(
     features: Tensor,       # [B, C, h, w]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'GRID', 'GATHER', 'GRAIN', 'spread_tiles', 'gather_tiles', 'gather_backward', 'spread_backward', 'to_grid',
-           'to_grid_backward', 'WinogradConv', 'six']
+           'to_grid_backward', 'WinogradConv', 'one_by_one']
 
 # %% ../../nbs/kernels/25_winograd.ipynb #af6d4e26
 # In:  x [B, T, C] float32 on the CPU, weight [D, C, 3], bias [D] or None, mask and inside [B, T] bool.
@@ -130,7 +130,7 @@ class WinogradConv(torch.autograd.Function):
         grid = x.new_empty(6, D, C)
         over_cores(to_grid, D, weight.detach().contiguous().numpy(), grid.numpy(), grain=GRAIN)
         over_cores(spread_tiles, rows, x.detach().numpy(), inside.numpy(), tiles.numpy(), grain=GRAIN)
-        products = six(tiles, grid.transpose(1, 2))
+        products = one_by_one(tiles, grid.transpose(1, 2))
         start = np.zeros(D, np.float32) if bias is None else bias.detach().numpy()
         over_cores(gather_tiles, rows, products.detach().numpy(), start, mask.numpy(), y.numpy(), grain=GRAIN)
         ctx.save_for_backward(tiles, grid, mask, inside)
@@ -146,15 +146,15 @@ class WinogradConv(torch.autograd.Function):
         over_cores(gather_backward, rows, dy.numpy(), mask.numpy(), dproducts.numpy(), grain=GRAIN)
         if ctx.needs_input_grad[0]:
             dx = dy.new_empty(*dy.shape[:2], C)
-            over_cores(spread_backward, rows, six(dproducts, grid).numpy(), inside.numpy(), dx.numpy(), grain=GRAIN)
+            over_cores(spread_backward, rows, one_by_one(dproducts, grid).numpy(), inside.numpy(), dx.numpy(), grain=GRAIN)
         dweight = dy.new_empty(dy.shape[2], C, 3)
-        over_cores(to_grid_backward, len(dweight), six(dproducts.transpose(1, 2), tiles).numpy(), dweight.numpy(), grain=GRAIN)
+        over_cores(to_grid_backward, len(dweight), one_by_one(dproducts.transpose(1, 2), tiles).numpy(), dweight.numpy(), grain=GRAIN)
         return dx, dweight, (dy * mask[..., None]).sum((0, 1)) if ctx.biased else None, None, None
 
 GRAIN = 64  # tiles; less is not worth a second thread
 
-def six(a: Tensor, b: Tensor) -> Tensor:
+def one_by_one(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     "a @ b, one product at a time: unlike the batched call it gives the same numbers with any number of threads."
-    out = a.new_empty(6, a.shape[1], b.shape[2])
-    for i in range(6): torch.mm(a[i], b[i], out=out[i])
+    out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
+    for i in range(len(a)): torch.mm(a[i], b[i], out=out[i])
     return out
