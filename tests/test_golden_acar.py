@@ -1,6 +1,5 @@
 """The heads against numbers that the published release computed (../shared/golden, acar_*)."""
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,13 @@ import torch
 from actloc.acar.actors import mean_over_time
 from actloc.acar.heads import LinearHead, RelationHead
 from actloc.acar.losses import action_loss, action_scores
+from golden_weights import weight
 
 GOLDEN = Path(__file__).parents[2] / "shared/golden"
 CASES = ["acar_hr2o_depth2", "acar_hr2o_mlp_empty_clip", "acar_linear"]
 OURS = {"conv_reduce": "context", "conv1": "pair", "conv2": "widen", "fc1": "actor", "fc2": "classifier", "fc": "classifier",
         "conv_q": "query", "conv_k": "key", "conv_v": "value", "conv": "output", "hr2o": "relations"}
 pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden values lie in ../shared, which is not beside this checkout")
-
-
-def weight(name, shape):
-    """The rule of the golden README."""
-    r = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    if name.endswith("running_var"): return np.abs(r) + .5
-    if len(shape) > 1: return r * np.float32(np.sqrt(2 / np.prod(shape[1:])))
-    return (.1 * r + (1 if name.endswith("weight") else 0)).astype(np.float32)
 
 
 def ours(name): return ".".join(OURS.get(part, part) for part in name.split("."))

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import nn
 
 from actloc.acar import release, slowfast
 from actloc.acar.slowfast import SlowFast, SlowFastConfig, receptive_field, slow_positions, slowfast_r50, slowfast_small
+from golden_weights import weight
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
 needs = lambda name: pytest.mark.skipif(not (SHARED / name).exists(), reason=f"{SHARED / name} is not here (shared files are optional)")
@@ -39,16 +39,8 @@ def close(a, b, eps):
 # ---- golden numbers
 
 def by_rule(shapes):
-    "The weights of the golden files: drawn from the name's checksum."
-    state = {}
-    for name, shape in shapes.items():
-        if name.endswith("num_batches_tracked"): state[name] = torch.zeros(shape, dtype=torch.int64); continue
-        r = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-        if name.endswith("running_var"): r = np.abs(r) + .5
-        elif len(shape) > 1: r = r * np.sqrt(2 / np.prod(shape[1:]))
-        else: r = .1 * r + (1 if name.endswith("weight") else 0)
-        state[name] = torch.tensor(np.asarray(r, np.float32))
-    return state
+    "Their weights."
+    return {name: torch.zeros(shape, dtype=torch.int64) if name.endswith("num_batches_tracked") else torch.tensor(np.asarray(weight(name, shape))) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("case", ["small", "plain_fuse"])

@@ -13,7 +13,7 @@ import pytest
 from actloc.core.ava import read_boxes, read_boxes_by_definition, read_label_map
 from actloc.data import world as world_module
 from actloc.data.world import (CLASSES, class_list, LIMITS, MARGIN, NEAR_S, SCREEN, WorldConfig, box_of, chance, detections, labels, make_world, parts, render,
-                               rounds, scene, write_video)
+                               rounds, scene, write_film)
 
 FEW = WorldConfig(train_videos=2, test_videos=1, duration_s=16)
 ODD = (FEW, WorldConfig(duration_s=18, fps=5, wave_hz=1, width=240, height=120, shirts=4, min_actors=4, max_actors=4, size_spread=0, walk=5, hold_s=1, seed=5),
@@ -242,7 +242,7 @@ def test_a_write_that_fails_leaves_no_half_video_and_can_be_repeated(tmp_path, m
         for i, frame in enumerate(render(*args)):
             if i == 50: raise OSError("disk full")
             yield frame
-    with pytest.raises(OSError, match="disk full"): write_video(tmp_path / "v.mp4", broken(FEW, scene(FEW, "train", 0), range(128)), FEW)
+    with pytest.raises(ValueError, match="v.mp4: cannot be written .disk full"): write_film(tmp_path / "v.mp4", broken(FEW, scene(FEW, "train", 0), range(128)), FEW)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(world_module, "detections", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError): make_world(tmp_path / "w", FEW)

@@ -70,7 +70,7 @@ def write_video_maps(path, model, batches, keyframes, scores, grid):
     "The file of one video."
     from safetensors.torch import save_file
     maps, seconds, boxes, rows = [], [], [], []
-    device = next(model.parameters()).device
+    device, training = next(model.parameters()).device, model.training
     model.eval()
     for batch in batches:
         on = batch.to(device)
@@ -79,6 +79,7 @@ def write_video_maps(path, model, batches, keyframes, scores, grid):
         maps += [kept(m[:h, :w], grid) for m, (h, w) in zip(first.maps, sizes)]
         seconds += keyframes.second[batch.keyframe[batch.clip]].tolist()
         boxes.append(batch.boxes), rows.append(batch.rows)
+    model.train(training)
     shapes = {tuple(m.shape) for m in maps}
     if len(shapes) > 1: raise ValueError(f"{path}: clips of one video gave maps of different shapes, {sorted(shapes)}; give a grid, or clips without random crops")
     order = np.argsort(seconds, kind="stable")

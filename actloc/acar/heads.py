@@ -115,17 +115,19 @@ class RelationHead(nn.Module):
         return (full - 1) // 2 if self.pooled else full - 2
 
     def remember(self, first: FirstOrder, sizes: Tensor, clip: Tensor, memory: list[Tensor] | None) -> Tensor:
-        "The maps after asking the memory."
-        if memory is None: return first.maps
-        if self.memory is None: raise ValueError("a memory came, but this head was made without one; configure the model with memory")
-        if not sum(map(len, memory)) or not len(clip): return first.maps
-        if all(tuple(m.shape[1:3]) == (1, 1) for m in memory if len(m)): return self.ask_vectors(first, clip, memory)
-        entries = arranged(memory, sizes, first.maps.shape[1:3], first.maps.dtype)
-        return self.memory(first.maps, first.sizes, clip, *entries)
-
-    def ask_vectors(self, first, clip, memory):
-        "One question per actor; the answer is added at every position."
-        asked = average_maps(first.maps, first.sizes)[:, None, None]
-        one = torch.ones(len(memory), 2, dtype=torch.long, device=clip.device)
-        answer = self.memory(asked, None, clip, *arranged(memory, one, (1, 1), asked.dtype)) - asked
+        "The maps after asking the memory; the answer to a vector's question is added at every position."
+        question = self.question(first, sizes, clip, memory)
+        if question is None: return first.maps
+        if question[0] is first.maps: return self.memory(*question)
+        answer = self.memory(*question) - question[0]
         return first.maps + (answer if first.sizes is None else answer * inside(first.sizes, first.maps.shape[1:3]))
+
+    def question(self, first: FirstOrder, sizes: Tensor, clip: Tensor, memory: list[Tensor] | None) -> tuple | None:
+        "Who asks and what is asked, as `self.memory` takes it: maps a memory of maps, one vector per actor a memory of vectors; None if there is nothing to ask."
+        if memory is None: return None
+        if self.memory is None: raise ValueError("a memory came, but this head was made without one; configure the model with memory")
+        if not sum(map(len, memory)) or not len(clip): return None
+        if any(tuple(m.shape[1:3]) != (1, 1) for m in memory if len(m)):
+            return first.maps, first.sizes, clip, *arranged(memory, sizes, first.maps.shape[1:3], first.maps.dtype)
+        one = torch.ones(len(memory), 2, dtype=torch.long, device=clip.device)
+        return average_maps(first.maps, first.sizes)[:, None, None], None, clip, *arranged(memory, one, (1, 1), first.maps.dtype)

@@ -18,14 +18,14 @@ from .actors import mean_over_time
 from .heads import FirstOrder, LinearHead, RelationHead
 from .losses import Losses, action_loss, action_scores
 from .slowfast import SlowFast, SlowFastConfig
-from ..core.files import refuse_unknown
+from ..core.files import Settings
 from ..ops.map_convolution import own_sizes
 
 # %% ../../nbs/acar/50_model.ipynb #b4880ee1
 HEADS = ("relations", "linear")
 
 @dataclass(frozen=True)
-class ACARConfig:
+class ACARConfig(Settings):
     "Settings of a model; the defaults are those published for R50 on AVA, without the backbone's."
     backbone: SlowFastConfig = field(default_factory=SlowFastConfig)
     num_classes: int = 60
@@ -47,12 +47,6 @@ class ACARConfig:
         if not 0 <= self.poses <= self.num_classes or self.poses == 1 or self.depth < 0:
             raise ValueError(f"ACARConfig: poses {self.poses} (0, or 2 to num_classes), num_classes {self.num_classes}, depth {self.depth} (at least 0) came")
         if self.memory and self.head == "linear": raise ValueError("ACARConfig: the linear head cannot ask a memory; use head: relations")
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "ACARConfig":
-        "A configuration from plain settings; an unknown name raises ValueError with the nearest known one."
-        refuse_unknown(settings, [f.name for f in dataclasses.fields(cls)], "ACARConfig has no setting")
-        return cls(**settings)
 
 # %% ../../nbs/acar/50_model.ipynb #6f39ab32
 class ACAR(nn.Module):

@@ -11,7 +11,6 @@ __all__ = ['SlowFastConfig', 'check_config', 'slowfast_r50', 'slowfast_r101', 's
 # %% ../../nbs/acar/10_slowfast.ipynb #3ea63439
 # In:  frames [B, 3, F, H, W], normalised; sizes [B, 2] (height, width in pixels before padding), or None when nothing is padded.
 # Out: Pathways: slow [B, C, F / alpha, h, w], fast [B, C', F, h, w], zero outside each clip's own area, and sizes [B, 2] on that grid.
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..core.files import refuse_unknown
+from ..core.files import Settings
 
 # %% ../../nbs/acar/10_slowfast.ipynb #33a46975
 @dataclass(frozen=True)
-class SlowFastConfig:
+class SlowFastConfig(Settings):
     "Settings of a SlowFast network; the defaults are the release's, with the depth of a ResNet-50."
     depths: tuple = (3, 4, 6, 3)          # blocks in each stage
     width: int = 64                       # channels of the slow stem and of the first stage's bottlenecks; every stage doubles them
@@ -47,15 +46,8 @@ class SlowFastConfig:
     train_affine: bool = True             # frozen norms keep learning scale and shift, as in the release
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):                       # YAML and JSON know lists only
-            if isinstance(value := getattr(self, field.name), list): object.__setattr__(self, field.name, tuple(value))
+        super().__post_init__()
         check_config(self)
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "SlowFastConfig":
-        "A configuration from plain settings; an unknown name raises ValueError with the nearest known one."
-        refuse_unknown(settings, [field.name for field in dataclasses.fields(cls)], "SlowFastConfig has no setting")
-        return cls(**settings)
 
     @property
     def fast_width(self) -> int: return round(self.width * self.fast_share)

@@ -22,7 +22,7 @@ from .losses import Losses, diou_loss, focal_loss, normalised
 from .points import Points, assign, decode, make_points
 from .pyramid import FeaturePyramidNeck, NormNeck, conv_pyramid, transformer_pyramid
 from .refinement import refine, refinement_loss
-from ..core.files import refuse_unknown
+from ..core.files import Settings
 from ..core.processes import summed
 from ..core.records import Detections
 from ..ops.masked import extent_of
@@ -30,7 +30,7 @@ from ..ops.nms import METHODS, nms
 
 # %% ../../nbs/actionformer/50_model.ipynb #677b456b
 @dataclass(frozen=True)
-class ActionFormerConfig:
+class ActionFormerConfig(Settings):
     "Settings of an ActionFormer; the defaults are those published for THUMOS14."
     input_dim: int | tuple = 2048         # feature channels; a tuple for several streams, each with its own projection
     num_classes: int = 20
@@ -74,16 +74,9 @@ class ActionFormerConfig:
     voting_threshold: float = 0.          # 0 = no voting (what the release does when it suppresses per class)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):                       # YAML and JSON know lists only
-            if isinstance(value := getattr(self, field.name), list): object.__setattr__(self, field.name, tuple(value))
+        super().__post_init__()
         object.__setattr__(self, "regression_ranges", tuple(tuple(r) for r in self.regression_ranges))
         check_config(self)
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "ActionFormerConfig":
-        "A configuration from plain settings; an unknown name raises ValueError with the nearest known one."
-        refuse_unknown(settings, [field.name for field in dataclasses.fields(cls)], "ActionFormerConfig has no setting")
-        return cls(**settings)
 
     @property
     def levels(self) -> int: return 1 + self.arch[2]

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'FILES', 'Subset', 'ActionData', 'open_actions', 'open_subset', 'open_world', 'fingerprint_of_people',
-           'score_actions', 'read_scores', 'gathered_rows', 'boxes_of', 'judge', 'shot_of', 'number_of', 'attention_of',
+           'score_actions', 'read_scores', 'gathered_rows', 'boxes_of', 'judge', 'shot_of', 'attention_of',
            'MemoryConfig', 'remembering', 'entries_of', 'ActionCard', 'save_action_model', 'load_action_model',
-           'model_config', 'is_model', 'begin_with', 'begin_with_file']
+           'read_action_card', 'model_config', 'is_model', 'begin_with', 'begin_with_file']
 
 # %% ../../nbs/app/12_actions.ipynb #3175b4f9
 # In:  files in AVA's layout, videos, and a trained model.
 # Out: ActionData; a BoxTable of scores, ready for the evaluation; a folder that holds the model and everything needed to use it.
 import hashlib
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -21,17 +20,16 @@ import torch
 from tqdm.auto import tqdm
 
 from ..acar.bank import MAKERS, RememberingBatches, write_bank
-from ..acar.heads import arranged
 from ..acar.model import ACAR, ACARConfig
 from ..acar.release import load_backbone, load_release, plain_names, read_weights, release_state
+from .localize import filled, read_card, write_model
 from ..core.ava import BoxTable, KeyFrames, LabelMap, read_boxes, read_exclusions, read_label_map
-from ..core.files import read_json, refuse_unknown, replacing
+from ..core.files import Settings, refuse_unknown, replacing
 from ..core.processes import gathered, processes
 from ..data.clips import Averages, ClipBatches, ClipConfig, VideoFolder, averaged, place_of
-from ..data.people import People, read_people, table_of
+from ..data.people import People, people_from, read_people_files, table_of
 from ..data.world import WorldConfig, make_world
 from ..evaluation.frame import FrameResult, evaluate_frame
-from ..ops.map_convolution import average_maps
 from ..views.boxes import Shot
 
 # %% ../../nbs/app/12_actions.ipynb #1f8b35cf
@@ -76,11 +74,12 @@ def open_subset(folder: Path, files: dict, classes: LabelMap, training: bool) ->
     "One subset of files in AVA's layout."
     refuse_unknown(files, FILES, "a subset in data_settings has no entry")
     at = lambda name: [folder / path for path in files[name]] if isinstance(files.get(name), list) else folder / files[name] if files.get(name) else None
-    boxes = {"ground_truth": at("ground_truth") if training or not files.get("detections") else None, "detections": at("detections")}
-    people = read_people(**boxes, label_map=classes, exclusions=at("exclusions"))
-    detected = read_people(detections=boxes["detections"], label_map=classes, exclusions=at("exclusions")) if boxes["ground_truth"] and boxes["detections"] else people
-    truth = table_of(people) if training else read_boxes(at("ground_truth"), False)
-    return Subset(people, truth, detected, read_exclusions(at("exclusions")) if files.get("exclusions") else None)
+    excluded = read_exclusions(at("exclusions")) if files.get("exclusions") else None
+    who = lambda truth, found: people_from(truth, found, label_map=classes, exclusions=excluded)
+    found = read_people_files(at("detections"), True)
+    truth = read_people_files(at("ground_truth"), False) if training or not found else []
+    people = who(truth, found)
+    return Subset(people, table_of(people) if training else read_boxes(at("ground_truth"), False), who([], found) if truth and found else people, excluded)
 
 def open_world(settings: dict) -> ActionData:
     "The generated world, made if it is not there yet."
@@ -159,48 +158,28 @@ def shot_of(data: ActionData, subset: Subset, found: Averages, k: int) -> Shot:
     people, where = subset.people, subset.people.of(k)
     video, frame = place_of(data.videos, people.video(k), people.time_s[k])
     rows = np.flatnonzero((found.rows >= where.start) & (found.rows < where.stop))
-    truth = subset.truth[np.flatnonzero(subset.truth.keyframe == number_of(subset.truth.keyframes, people.video(k), people.keyframes.second[k]))]
+    truth = subset.truth[np.flatnonzero(subset.truth.keyframe == people.keyframes.numbers_in(subset.truth.keyframes)[k])]
     boxes, which = np.unique(truth.boxes, axis=0, return_inverse=True)
     labels = np.zeros((len(boxes), len(data.label_map)), bool)
     known = data.label_map.numbers(truth.labels)
     labels[which.reshape(-1)[known >= 0], known[known >= 0]] = True
     return Shot(video.read([frame])[0], people.boxes[found.rows[rows]], found.scores[rows], boxes, labels, f"{people.video(k)}, second {people.time_s[k]:g}")
 
-def number_of(keyframes: KeyFrames, video: str, second: int) -> int:
-    "The number of a key frame, -1 if it is not there."
-    here = np.flatnonzero((keyframes.second == second) & (np.array([name == video for name in keyframes.videos])[keyframes.video] if len(keyframes.videos) else False))
-    return int(here[0]) if len(here) else -1
-
 @torch.no_grad()
 def attention_of(model: ACAR, batch) -> tuple:   # [N, N, h, w] of the first relation; [N, M, h, w] of the memory, or None
     "Who attends to whom, and where, in a batch (on the model's device)."
     head, (features, grid) = model.head, model.features(batch.frames, batch.sizes)
-    first = head.first_order(features, grid, batch.boxes, batch.clip)
-    sizes, asked = head.map_sizes(features, grid), None
-    if batch.memory is not None and sum(map(len, batch.memory)):
-        vectors = all(tuple(m.shape[1:3]) == (1, 1) for m in batch.memory if len(m))
-        maps, own = (average_maps(first.maps, first.sizes)[:, None, None], None) if vectors else (first.maps, first.sizes)
-        entries = arranged(batch.memory, torch.ones_like(sizes) if vectors else sizes, tuple(maps.shape[1:3]), maps.dtype)
-        asked = head.memory.weights(maps, own, batch.clip, *entries)
-    maps = head.remember(first, sizes, batch.clip, batch.memory)
-    return (head.relations[0].weights(maps, first.sizes, batch.clip) if len(head.relations) else None), asked
+    first, sizes = head.first_order(features, grid, batch.boxes, batch.clip), head.map_sizes(features, grid)
+    question, maps = head.question(first, sizes, batch.clip, batch.memory), head.remember(first, sizes, batch.clip, batch.memory)
+    return (head.relations[0].weights(maps, first.sizes, batch.clip) if len(head.relations) else None), head.memory.weights(*question) if question else None
 
 # %% ../../nbs/app/12_actions.ipynb #a0d97f92
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(Settings):
     "How a model remembers."
     window_s: float = 10.              # entries from so many seconds before to so many after
     per_second: int = 5                # actors of each second
     grid: tuple | None = None          # positions that entries keep: None all, (1, 1) vectors
-
-    def __post_init__(self):
-        if self.grid is not None: object.__setattr__(self, "grid", tuple(self.grid))
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "MemoryConfig":
-        "Settings of a memory; an unknown name raises ValueError with the nearest known one."
-        refuse_unknown(settings, [f.name for f in fields(cls)], "MemoryConfig has no setting")
-        return cls(**settings)
 
 def remembering(
     batches: ClipBatches,
@@ -235,28 +214,21 @@ class ActionCard:
 
 def save_action_model(folder: str | Path, model: ACAR, card: ActionCard):
     "Writes model.safetensors and model.json into the folder."
-    from safetensors.torch import save
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with replacing(Path(folder) / "model.safetensors", "wb") as file: file.write(save(state))
-    with replacing(Path(folder) / "model.json") as file: json.dump({"model": "ACAR", **asdict(card)}, file, indent=1)
+    write_model(folder, "ACAR", model, asdict(card))
 
 def load_action_model(folder: str | Path) -> tuple[ACAR, ActionCard]:
     "The model of a folder, in evaluation mode, and its card. Raises ValueError if something is missing or does not fit."
-    from safetensors.torch import load_file
+    card = read_action_card(folder)
+    return filled(ACAR(card.config), folder), card
 
-    content = read_json(Path(folder) / "model.json")
-    if content.get("model") != "ACAR": raise ValueError(f"{folder}: a {content.get('model', 'model without a name')} lies here, ACAR is needed; ActionFormer models are loaded by app/10_localize")
+def read_action_card(folder: str | Path) -> ActionCard:
+    "The card alone."
+    content = read_card(folder, "ACAR")
     try:
         memory = MemoryConfig.from_dict(content["memory"]) if content["memory"] else None
         labels = LabelMap(**{name: tuple(x) if isinstance(x, list) else x for name, x in content["label_map"].items()})
-        card = ActionCard(ACARConfig.from_dict(content["config"]), ClipConfig(**content["clips"]), labels, content["protocol"], content["mAP"], memory, content["bank_of"])
-        model = ACAR(card.config)
-        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        return ActionCard(ACARConfig.from_dict(content["config"]), ClipConfig.from_dict(content["clips"]), labels, content["protocol"], content["mAP"], memory, content["bank_of"])
     except (KeyError, TypeError) as error: raise ValueError(f"{folder}/model.json: {error}; it was not written by save_action_model") from None
-    except (RuntimeError, OSError) as error: raise ValueError(f"{folder}: the weights do not fit the configuration beside them ({error})") from None
-    return model.eval(), card
 
 # %% ../../nbs/app/12_actions.ipynb #83d131cc
 def model_config(
@@ -270,7 +242,7 @@ def model_config(
     own = {"num_classes": len(data.label_map), "poses": data.poses}
     if memory and not is_model(start_from): raise ValueError(f"start_from: {start_from!r} came; a model with a memory starts from the folder of a trained model, which writes its feature bank")
     if not is_model(start_from): return ACARConfig.from_dict({"backbone": backbone, **own, **model})
-    config = ACARConfig.from_dict({**asdict(load_action_model(start_from)[1].config), **own, **model})
+    config = ACARConfig.from_dict({**asdict(read_action_card(start_from).config), **own, **model})
     return replace(config, memory=True, backbone=replace(config.backbone, norm="frozen")) if memory else config
 
 def is_model(path: str) -> bool: return bool(path) and (Path(path) / "model.json").exists()
@@ -280,8 +252,7 @@ def begin_with(model: ACAR, start_from: str, frozen: bool = False) -> str:
     if frozen: [p.requires_grad_(False) for name, p in model.named_parameters() if name.startswith(MAKERS)]
     if not start_from: return "begins without weights"
     if not is_model(start_from): return begin_with_file(model, start_from)
-    weights = load_action_model(start_from)[0].state_dict()
-    new = model.load_state_dict(weights, strict=False)
+    new = model.load_state_dict(load_action_model(start_from)[0].state_dict(), strict=False)
     if new.unexpected_keys or any(not name.startswith("head.memory.") for name in new.missing_keys):
         raise ValueError(f"{start_from}: its weights do not fit; missing {new.missing_keys[:5]}, too many {new.unexpected_keys[:5]}")
     return f"begins with {start_from}" + f"; new: {len(new.missing_keys)} tensors of the memory" * bool(new.missing_keys)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_dataset', 'localize', 'packed', 'unpacked', 'save_detections', 'read_detections', 'evaluate', 'ModelCard',
-           'save_model', 'load_model']
+           'save_model', 'load_model', 'write_model', 'read_card', 'filled']
 
 # %% ../../nbs/app/10_localize.ipynb #616a5fd5
 # In:  recordings and a trained model.
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..actionformer.model import ActionFormer, ActionFormerConfig
 from ..core.files import read_bytes, read_json, replacing
+from ..core.header import FeatureHeader
 from ..core.processes import gathered, processes
 from ..core.records import Detections, Recording, pad
 from ..core.segments import FeatureGrid
@@ -108,25 +109,43 @@ class ModelCard:
     grid: FeatureGrid             # of the features it was trained on
     protocol: str = ""            # how it was evaluated
     average_mAP: float | None = None
+    features: FeatureHeader | None = None   # what they were made with, if it is known
 
 def save_model(folder: str | Path, model: ActionFormer, card: ModelCard):
     "Writes model.safetensors and model.json into the folder."
+    write_model(folder, "ActionFormer", model, asdict(card))
+
+def load_model(folder: str | Path) -> tuple[ActionFormer, ModelCard]:
+    "The model of a folder, in evaluation mode, and its card. Raises ValueError if something is missing or does not fit."
+    content = read_card(folder, "ActionFormer")
+    try:
+        header = FeatureHeader.from_dict(content["features"], f"{folder}/model.json") if content.get("features") else None
+        card = ModelCard(ActionFormerConfig.from_dict(content["config"]), tuple(content["classes"]), FeatureGrid(**content["grid"]),
+                         content.get("protocol", ""), content.get("average_mAP"), header)
+    except KeyError as error: raise ValueError(f"{folder}/model.json: {error} is missing; it was not written by save_model") from None
+    return filled(ActionFormer(card.config), folder), card
+
+def write_model(folder: str | Path, kind: str, model: torch.nn.Module, card: dict):
+    "Weights and card of any model."
     from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(Path(folder) / "model.safetensors", "wb") as file: file.write(save(state))
-    with replacing(Path(folder) / "model.json") as file: json.dump({"model": "ActionFormer", **asdict(card)}, file, indent=1)
+    with replacing(Path(folder) / "model.json") as file: json.dump({"model": kind, **card}, file, indent=1)
 
-def load_model(folder: str | Path) -> tuple[ActionFormer, ModelCard]:
-    "The model of a folder, in evaluation mode, and its card. Raises ValueError if something is missing or does not fit."
+def read_card(folder: str | Path, kind: str = "") -> dict:
+    "What a model folder says about its model. Raises ValueError if there is none, or one of another kind than wanted."
+    if not (Path(folder) / "model.json").exists(): raise ValueError(f"{folder}: no model.json lies here; give the folder that a training wrote (its --out)")
+    content = read_json(Path(folder) / "model.json")
+    came = content.get("model", "model without a name")
+    if kind and came != kind: raise ValueError(f"{folder}: {came} lies here, {kind} is needed")
+    return content
+
+def filled(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
+    "The model with the weights of a folder, in evaluation mode. Raises ValueError if they do not fit."
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    content = read_json(Path(folder) / "model.json")
-    try:
-        card = ModelCard(ActionFormerConfig.from_dict(content["config"]), tuple(content["classes"]), FeatureGrid(**content["grid"]),
-                         content.get("protocol", ""), content.get("average_mAP"))
-        model = ActionFormer(card.config)
-        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    except KeyError as error: raise ValueError(f"{folder}/model.json: {error} is missing; it was not written by save_model") from None
-    except (RuntimeError, OSError) as error: raise ValueError(f"{folder}: the weights do not fit the configuration beside them ({error})") from None
-    return model.eval(), card
+    try: model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    except (RuntimeError, OSError, SafetensorError) as error: raise ValueError(f"{folder}: the weights do not fit the configuration beside them ({error})") from None
+    return model.eval()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..core.ava import KeyFrames
 from ..core.boxes import View, jittered
+from ..core.files import Settings
 from .people import People
 from .video import Video, normalised, open_video, target_size, window
 
@@ -30,7 +31,7 @@ from .video import Video, normalised, open_video, target_size, window
 CROPS = {"centre": (.5, .5), "top left": (0., 0.), "top right": (1., 0.), "bottom left": (0., 1.), "bottom right": (1., 1.)}   # share of the free space left and above
 
 @dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(Settings):
     "How a clip is cut out of a video. Raises ValueError for settings that cannot be meant."
     num_frames: int = 32
     stride: int = 2                       # frames of the video from one to the next
@@ -50,7 +51,7 @@ class ClipConfig:
     scales: tuple = (256, 320)            # short side before a random crop: lowest and highest
 
     def __post_init__(self):
-        for name in ("mean", "std", "scales"): object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         kinds = ("whole", "centre", "corner", "random")
         if self.crop not in kinds: raise ValueError(f"ClipConfig: crop {self.crop!r} came, one of {', '.join(kinds)} is needed")
         for name, low in (("num_frames", 1), ("stride", 1), ("short_side", 1), ("shift", 0), ("crop_size", 1)):

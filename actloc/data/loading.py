@@ -10,21 +10,21 @@ __all__ = ['CropConfig', 'Window', 'cut', 'draw_window', 'window_length', 'stret
 # In:  recordings.
 # Out: batches of (features [B, C, T], mask [B, T], segments on the grid B x [G, 2], labels B x [G]).
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import refuse_unknown
+from ..core.files import Settings
 from ..core.processes import processes
 from ..core.records import Recording, pad
 from .features import resized_features
 
 # %% ../../nbs/data/40_loading.ipynb #848ded13
 @dataclass(frozen=True)
-class CropConfig:
+class CropConfig(Settings):
     "How training windows are drawn (names and values as published)."
     max_seq_len: int = 2304
     crop_ratio: tuple | None = (.9, 1.)   # window length of shorter recordings, as shares of their length; None = whole
@@ -37,12 +37,6 @@ class CropConfig:
     rotate: float = 0.                    # by a random rotation, degrees (deviation around each axis)
     flip: float = 0.                      # and, with this probability, by half a turn about the first axis
     stretch: float = 0.                   # ours: recordings resampled in time by a factor in exp(-stretch) .. exp(stretch)
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "CropConfig":
-        "A configuration from plain settings; an unknown name raises ValueError with the nearest known one."
-        refuse_unknown(settings, [f.name for f in fields(cls)], "CropConfig has no setting")
-        return cls(**settings)
 
 class Window(NamedTuple):
     "A cut-out of a recording, on its own feature grid."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDED', 'NO_BOX', 'PersonTable', 'person_table', 'read_person_row', 'read_people_by_definition', 'read_people_file',
            'check_people', 'known_but_not_learnt', 'grouped', 'keyframes_of', 'People', 'people_from', 'joined',
-           'without', 'as_person_table', 'read_people', 'read_release', 'table_of']
+           'without', 'as_person_table', 'read_people_files', 'read_people', 'read_release', 'table_of']
 
 # %% ../../nbs/data/65_people.ipynb #96eba9d2
 # In:  CSV files of AVA, AVA-Kinetics and person detectors, the release's annotation pickles, or tables of boxes.
@@ -295,6 +295,10 @@ def as_person_table(table: PersonTable | BoxTable, detected: bool) -> PersonTabl
                         np.arange(n + len(empty)) < n, fill(table.boxes, 0), fill(table.labels, -1), fill(table.scores, 1.) if detected and table.scores is not None else None)
 
 # %% ../../nbs/data/65_people.ipynb #6847f0e9
+def read_people_files(paths, detected: bool) -> list[PersonTable]:
+    "The rows of a file, of several, or of none."
+    return [read_people_file(path, detected) for path in _listed(paths)]
+
 def read_people(
     ground_truth=None,                      # path of a CSV file, or a list of them (AVA and AVA-Kinetics, say)
     detections=None,                        # the same: person boxes
@@ -305,8 +309,7 @@ def read_people(
 ) -> People:
     "Everybody in these files, one row per box. Raises ValueError naming file and row of what cannot be meant."
     label_map = label_map if isinstance(label_map, LabelMap) else read_label_map(label_map)
-    truth, found = ([read_people_file(path, detected) for path in _listed(paths)] for paths, detected in ((ground_truth, False), (detections, True)))
-    return people_from(truth, found, label_map=label_map, exclusions=None if exclusions is None else read_exclusions(exclusions), min_score=min_score)
+    return people_from(read_people_files(ground_truth, False), read_people_files(detections, True), label_map=label_map, exclusions=None if exclusions is None else read_exclusions(exclusions), min_score=min_score)
 
 # %% ../../nbs/data/65_people.ipynb #3b6fdb58
 def read_release(

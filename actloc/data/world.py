@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHIRTS', 'THINGS', 'POSES', 'STAND', 'CROUCH', 'LIE', 'WAVE', 'CLASSES', 'REACH', 'TALL', 'MARGIN', 'SCREEN',
            'NEAR_S', 'FAR_S', 'SPREAD_S', 'LIMITS', 'VERSION', 'class_list', 'WorldConfig', 'bouts', 'rounds', 'Scene',
-           'scene', 'labels', 'parts', 'box_of', 'scenery', 'render', 'picture', 'detections', 'write_video', 'World',
+           'scene', 'labels', 'parts', 'box_of', 'scenery', 'render', 'picture', 'detections', 'write_film', 'World',
            'make_world', 'chance']
 
 # %% ../../nbs/data/70_world.ipynb #ef34e5f3
@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import read_json, replacing
+from ..core.files import Settings, read_json, replacing
+from .video import write_video
 
 # %% ../../nbs/data/70_world.ipynb #11630e78
 SHIRTS = {"white": (240, 240, 240), "yellow": (235, 220, 30), "magenta": (220, 40, 200), "cyan": (40, 210, 220), "orange": (240, 130, 20), "violet": (110, 60, 200)}
@@ -51,7 +52,7 @@ LIMITS = dict(seed=(0, 2**63 - 1), train_videos=(1, 10_000), test_videos=(1, 10_
 
 # %% ../../nbs/data/70_world.ipynb #e326f16a
 @dataclass(frozen=True)
-class WorldConfig:
+class WorldConfig(Settings):
     "Size, pace and difficulty of a world; raises ValueError for a value outside its range."
     seed: int = 0
     train_videos: int = 30
@@ -345,20 +346,14 @@ def _touches(box, boxes): return ((np.minimum(box[2:], boxes[:, 2:]) > np.maximu
 # %% ../../nbs/data/70_world.ipynb #3611e917
 VERSION = 3   # of this generator: a world of another version is another world
 
-def write_video(
+def write_film(
     path: str | Path,
     frames: Iterable[np.ndarray],   # [H, W, 3] uint8 RGB
     config: WorldConfig,
-) -> None:
+) -> Path:
     "An mp4 file with a key frame at each second, so that any second is found quickly."
-    import av
-
-    with replacing(path, "wb") as file, av.open(file, "w", format="mp4") as container:
-        options = {"preset": "ultrafast", "qp": str(config.quality), "x264-params": f"keyint={config.fps}:min-keyint={config.fps}:scenecut=0:aq-mode=0:bframes=0"}
-        stream = container.add_stream("libx264", rate=config.fps, options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.thread_count = config.width, config.height, "yuv420p", 1
-        for frame in frames: container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    return write_video(path, frames, config.fps, options={"preset": "ultrafast", "qp": str(config.quality),
+                       "x264-params": f"keyint={config.fps}:min-keyint={config.fps}:scenecut=0:aq-mode=0:bframes=0"})
 
 # %% ../../nbs/data/70_world.ipynb #258acd77
 @dataclass(frozen=True)
@@ -405,7 +400,7 @@ def make_world(
     for subset in ("train", "test"):
         lines = [[], []]
         for play in world.scenes(subset):
-            write_video(world.videos / f"{play.name}.mp4", render(config, play, range(config.duration_s * config.fps)), config)
+            write_film(world.videos / f"{play.name}.mp4", render(config, play, range(config.duration_s * config.fps)), config)
             for all_lines, more in zip(lines, _rows(config, play, subset == "train")): all_lines += more
         for path, text in zip((getattr(world, subset), getattr(world, f"detections_{subset}")), lines): _put(path, "".join(line + "\n" for line in text))
     _put(world.classes, "".join(f'item {{\n  name: "{name}"\n  id: {i}\n  label_type: {kind}\n}}\n' for i, (name, kind) in enumerate(class_list(config.shirts), 1)))

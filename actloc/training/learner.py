@@ -17,7 +17,7 @@ import math
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ..core.files import read_torch, refuse_unknown, replacing
+from ..core.files import Settings, read_torch, replacing
 from ..core.processes import copied, gathered, processes, summed
 
 # %% ../../nbs/training/10_learner.ipynb #067b2753
 @dataclass(frozen=True)
-class LearnerConfig:
+class LearnerConfig(Settings):
     "How to train; the defaults are those published for ActionFormer on THUMOS14."
     epochs: int = 30                  # after the warm-up
     warmup_epochs: int = 5
@@ -59,17 +59,11 @@ class LearnerConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        if isinstance(self.milestones, list): object.__setattr__(self, "milestones", tuple(self.milestones))
+        super().__post_init__()
         for name, choices in (("schedule", ("cosine", "multistep")), ("optimiser", ("adamw", "sgd")), ("precision", tuple(PRECISIONS))):
             if getattr(self, name) not in choices: raise ValueError(f"LearnerConfig: {name} {getattr(self, name)!r} came, one of {', '.join(choices)} is needed")
         if self.epochs + self.warmup_epochs < 1 or self.accumulate < 1 or not self.learning_rate > 0:
             raise ValueError(f"LearnerConfig: epochs, accumulate and learning_rate must be positive; {self} came")
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "LearnerConfig":
-        "A configuration from plain settings; an unknown name raises ValueError with the nearest known one."
-        refuse_unknown(settings, [field.name for field in fields(cls)], "LearnerConfig has no setting")
-        return cls(**settings)
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

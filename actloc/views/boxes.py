@@ -271,8 +271,11 @@ def below(figure, shot, list_px, said, slider_px=0):
 
 def _lead(shot, actors):
     "What there is to see."
-    if not actors: return ["no person box"]
-    return ["solid: found; dashed: really there"] * (shot.truth_boxes is not None)
+    return _lines([shot]) if actors else ["no person box"]
+
+def _lines(shots):
+    "What the lines of boxes mean, where there are two kinds."
+    return ["solid: found; dashed: really there"] * any(shot.truth_boxes is not None for shot in shots)
 
 # %% ../../nbs/views/15_boxes.ipynb #3ce671e4
 def strip(
@@ -297,8 +300,7 @@ def strip(
         x, y = frame_axes(shot)
         figure.update_layout({f"xaxis{i + 1}": x, f"yaxis{i + 1}": y | dict(scaleanchor=f"x{i + 1}" if i else "x")})
     for i in range(len(shots), rows * columns): figure.update_layout({f"xaxis{i + 1}_visible": False, f"yaxis{i + 1}_visible": False})
-    lead = ["solid: found; dashed: really there"] * any(shot.truth_boxes is not None for shot in shots)
-    titled(figure, title, lead + list(dict.fromkeys(said)), rows * ROW + 24)
+    titled(figure, title, _lines(shots) + list(dict.fromkeys(said)), rows * ROW + 24)
     figure.update_annotations(font_size=12)
     return figure.update_layout(showlegend=False, hoverlabel=dict(align="left"), margin_t=figure.layout.margin.t + 24)
 
@@ -318,8 +320,7 @@ def frame_slider(
     found = [actors_of(shot, classes, threshold, most) for shot in shots]
     drawn = [shot_traces(shot, actors, max_side) for shot, (actors, _) in zip(shots, found)]
     figure = go.Figure([trace.update(visible=i == 0) for i, traces in enumerate(drawn) for trace in traces])
-    lead = ["solid: found; dashed: really there"] * any(shot.truth_boxes is not None for shot in shots)
-    said = lead + list(dict.fromkeys(words for _, more in found for words in more))
+    said = _lines(shots) + list(dict.fromkeys(words for _, more in found for words in more))
     below(figure, replace(shots[0], title=title), max(list_height(actors) for actors, _ in found), said, SLIDER)
     return figure.update_layout(sliders=[_slider([shot.title or str(i) for i, shot in enumerate(shots, 1)], [len(traces) for traces in drawn])])
 
