@@ -6,7 +6,7 @@
 # make bench     how long evaluation and kernels take at real sizes; writes results/ (20 minutes)
 # make gpu       the tests of the GPU kernels, and their race, where there is a GPU
 # make export    notebooks -> package, README, and both cleaned; make outputs also executes the notebooks and keeps what they show
-# make docs      the site: staged always, rendered where quarto is installed
+# make docs      the site: staged always, rendered where quarto is installed; make docs-check finds broken links and pages, without quarto
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -17,7 +17,7 @@ HAPT   ?= $(wildcard ../shared/data/hapt.zip)
 export PLOTLY_RENDERER := plotly_mimetype
 took = printf '%s: %d s\n' "$(1)" $$((SECONDS))
 
-.PHONY: setup demo test test-slow hapt world export outputs docs bench gpu clean
+.PHONY: setup demo test test-slow hapt world export outputs docs docs-check bench gpu clean
 
 setup: $(READY)
 
@@ -73,6 +73,9 @@ outputs: $(READY)
 docs: $(READY)
 	@$(BIN)/python -c 'if __name__ == "__main__": from actloc.app.site import stage; stage()'
 	@if command -v quarto > /dev/null; then cd _proc && quarto render --no-execute; else echo "the site is staged in _proc; to render it, install quarto (https://quarto.org/docs/get-started) and call make docs again"; fi
+
+docs-check: $(READY)
+	@$(BIN)/python -c 'import sys; from actloc.app.site_check import say_what_is_wrong; sys.exit(say_what_is_wrong())'
 
 clean:
 	rm -rf $(VENV) runs/* _proc _docs *.egg-info
