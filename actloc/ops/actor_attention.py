@@ -35,11 +35,12 @@ def actor_attention(
     "Attention over the actors of a clip at every position. Raises ValueError for shapes, types or devices that disagree."
     key_clip = clip if key_clip is None else key_clip
     check_actors(q, k, v, clip, key_clip)
-    if len(k) == 0 or q.numel() == 0: return q * 0
+    if k.shape[0] == 0 or q.numel() == 0: return q * 0
     visible = clip[:, None] == key_clip                                                     # [N, M]
     heard = visible.any(1)
     rows = lambda x: x.flatten(2).permute(2, 0, 1)                                          # [h w, actors, D]
-    out = F.scaled_dot_product_attention(rows(q), rows(k), rows(v), visible | ~heard[:, None], dropout_p=dropout)
+    if torch.compiler.is_exporting(): out = F.scaled_dot_product_attention(*(rows(x)[None] for x in (q, k, v)), visible | ~heard[:, None])[0]   # ONNX wants four dimensions
+    else: out = F.scaled_dot_product_attention(rows(q), rows(k), rows(v), visible | ~heard[:, None], dropout_p=dropout)
     return torch.where(heard[:, None, None, None], out.permute(1, 2, 0).unflatten(2, q.shape[2:]), 0.)
 
 # %% ../../nbs/ops/40_actor_attention.ipynb #9d271b01
@@ -49,6 +50,6 @@ def check_actors(q, k, v, clip, key_clip):
         raise ValueError(f"actor_attention: q [N, D, h, w] and k, v [M, D, h, w] are needed; {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} came")
     if len({(x.device, x.dtype) for x in (q, k, v)}) > 1:
         raise ValueError(f"actor_attention: q, k, v must share device and type; {[(str(x.device), x.dtype) for x in (q, k, v)]} came")
-    for name, numbers, rows in (("clip", clip, len(q)), ("key_clip", key_clip, len(k))):
+    for name, numbers, rows in (("clip", clip, q.shape[0]), ("key_clip", key_clip, k.shape[0])):
         if tuple(numbers.shape) != (rows,) or numbers.is_floating_point():
             raise ValueError(f"actor_attention: {name} must hold {rows} whole numbers, one per map; {numbers.dtype} {tuple(numbers.shape)} came")
