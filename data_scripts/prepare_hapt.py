@@ -36,7 +36,9 @@ EXAMPLES = """examples:
 
 """ + LICENCE
 
-FPS, STRIDE, WINDOW, CHANNELS = 50, 25, 50, 6
+FPS, STRIDE, WINDOW = 50, 25, 50
+COLUMNS = ("acc_x", "acc_y", "acc_z", "gyro_x", "gyro_y", "gyro_z")
+CHANNELS = len(COLUMNS)
 LABELS, CLASSES = "RawData/labels.txt", "activity_labels.txt"
 SUBJECTS = {"train": "Train/subject_id_train.txt", "test": "Test/subject_id_test.txt"}
 SENSOR = re.compile(r"RawData/(acc|gyro)_exp(\d+)_user(\d+)\.txt")
@@ -182,14 +184,6 @@ def join_sensors(
     return np.concatenate([acc, gyro], 1, dtype=np.float32)
 
 
-def windows(
-    samples: np.ndarray,  # [samples, 6]
-) -> np.ndarray:          # [T, 300] float32, T = (samples - 50) // 25 + 1; channel after channel
-    "Windows of 50 samples every 25."
-    views = np.lib.stride_tricks.sliding_window_view(samples, WINDOW, axis=0)[::STRIDE]
-    return np.ascontiguousarray(views, np.float32).reshape(len(views), CHANNELS * WINDOW)
-
-
 def read_split(files: dict) -> dict[int, str]:  # {user: "train" or "test"}
     "UCI's split by subject; raises BadInput if a subject is on both sides."
     users = {subset: {row[0] for _, row in read_integers(text_of(files, name), name, 1)} for subset, name in SUBJECTS.items()}
@@ -308,18 +302,23 @@ def check_archive(path: Path):
 
 def as_json(content: Content) -> dict:
     "annotations.json, in the ActivityNet layout."
-    features = dict(folder="features", suffix=".npy", layout="TC", fps=FPS, stride=STRIDE, num_frames=WINDOW, channels=CHANNELS * WINDOW)
+    from actloc.data.sensors import window_header
+
+    features = dict(folder="features", suffix=".npy", layout="TC", fps=FPS, stride=STRIDE, num_frames=WINDOW, channels=CHANNELS * WINDOW,
+                    header=window_header(COLUMNS, FPS, WINDOW, STRIDE).as_dict())
     return {"version": "UCI HAPT 2.1", "classes": content.classes, "features": features, "database": content.database}
 
 
 def write(content: Content, out: Path) -> int:  # steps over all recordings
     "Features and JSON. Killed at any moment, OUT holds the old data set, the new one, or none (no annotations.json)."
+    from actloc.data.sensors import windows
+
     partial, steps, bar = out / ".partial", 0, progress("writing", len(content.samples), " recordings")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         for folder in (partial, out / "features"): folder.mkdir(parents=True, exist_ok=True)
         for name, samples in content.samples.items():
-            features = windows(samples)
+            features = windows(samples, WINDOW, STRIDE).T
             np.save(partial / f"{name}.npy", features)
             steps += len(features)
             bar.update()

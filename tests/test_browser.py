@@ -19,7 +19,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 OF_JUPYTER = re.compile(r"favicon|/lab/api/workspaces|/lab/api/translations|api/contents/.*\?content=0|lab/extensions|ERR_INTERNET_DISCONNECTED|api/me|lab/api/news|lsp", re.I)
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; pip install playwright")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed; apt-get install chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no chromium is installed; apt-get install chromium")]
 
 
 @pytest.fixture(scope="module")

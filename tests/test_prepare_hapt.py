@@ -82,7 +82,9 @@ def check_tiny(out):
     found = json.loads((out / "annotations.json").read_text())
     assert list(found) == ["version", "classes", "features", "database"]
     assert found["classes"] == ["WALKING", "SITTING", "SIT_TO_STAND"]
-    assert found["features"] == {"folder": "features", "suffix": ".npy", "layout": "TC", "fps": 50, "stride": 25, "num_frames": 50, "channels": 300}
+    assert found["features"] == {"folder": "features", "suffix": ".npy", "layout": "TC", "fps": 50, "stride": 25, "num_frames": 50, "channels": 300, "header": {
+        "network": "windows", "fps": 50, "stride": 25, "num_frames": 50, "channels": 300, "weights": "", "size": 0, "precision": "float32",
+        "columns": ["acc_x", "acc_y", "acc_z", "gyro_x", "gyro_y", "gyro_z"]}}
     walk, sit, stand = ({"label": name, "label_id": i} for i, name in enumerate(found["classes"]))
     assert found["database"] == {
         "exp01_user01": {"subset": "train", "duration": 2.0, "fps": 50, "annotations": [sit | {"segment": [0.0, 1.0]}, walk | {"segment": [1.0, 2.0]}]},
