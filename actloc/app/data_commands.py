@@ -77,7 +77,7 @@ def extract(args) -> int:
 def add_extract(commands):
     "actloc extract"
     one = command(commands, "extract", "features of videos, by a network of torchvision", "actloc extract videos --out features                                    r3d_18, 16 frames every 8, the videos' own rate",
-                  "actloc extract a.mp4 b.mp4 --out features --fps 15 --processes 2", "actloc extract videos --out features --network swin3d_t --size 224 --weights swin3d_t-7615ae03.pth",
+                  "actloc extract a.mp4 b.mp4 --out features --fps 15 --processes 2", "actloc extract videos --out features --network swin3d_t --weights swin3d_t-7615ae03.pth",
                   description="Writes one OUT/ID.npz per video with a header that says how it was made. What is there already is not made again. The exit code is the number of videos that failed (at most 100).")
     one.add_argument("videos", nargs="+", metavar="VIDEO_OR_FOLDER", help="video files, or folders of them")
     one.add_argument("--out", required=True, metavar="DIR", help="folder of the features")
@@ -85,7 +85,7 @@ def add_extract(commands):
     one.add_argument("--frames", type=int, default=16, metavar="N", help="frames of a clip (default %(default)s)")
     one.add_argument("--stride", type=int, default=8, metavar="N", help="frames from one clip to the next (default %(default)s)")
     one.add_argument("--fps", type=float, metavar="N", help="frames per second that are looked at (default: each video's own; say it if they differ, since a dataset needs one clock)")
-    one.add_argument("--size", type=int, default=112, metavar="N", help="pixels of the square that the network sees (default %(default)s)")
+    one.add_argument("--size", type=int, metavar="N", help="pixels of the square that the network sees (default: as it was trained, 112 for r3d_18)")
     one.add_argument("--weights", default="hub", help="hub (torchvision's download), a torch or safetensors file, or random:SEED for tests (default %(default)s)")
     one.add_argument("--precision", choices=("float32", "float16", "bfloat16"), default="float32", help="of the computation (default %(default)s)")
     one.add_argument("--processes", type=int, default=1, metavar="N", help="videos at a time (default %(default)s)")
@@ -98,7 +98,7 @@ def detect(args) -> int:
     from actloc.app.stream import StreamConfig
 
     sources, formats = sources_in(args.sources), tuple(args.format.split(",")) if args.format else ()
-    stream = StreamConfig(args.hop, args.margin, args.settle)
+    stream = StreamConfig(args.hop, args.margin, args.settle, args.whole)
     columns = tuple(args.columns.split(",")) if args.columns else None
     how = DetectConfig(args.weights, args.device, columns, args.time, args.unit, args.gaps, stream, args.people, progress=sys.stderr.isatty())
     detector = detector_of(args.model, how)
@@ -138,7 +138,7 @@ def add_detect(commands):
     table.add_argument("--unit", choices=("s", "ms", "us", "ns"), help="of the time (default: found)")
     table.add_argument("--gaps", choices=("refuse", "interpolate"), default="refuse", help="what to do where readings are missing (default %(default)s)")
     stream = one.add_argument_group("long recordings, in steps of the features (default: as exact as the whole recording)")
-    for name, what in (("hop", "from one window to the next"), ("margin", "that each place is shown around it"), ("settle", "around each place for suppression")):
+    for name, what in (("hop", "from one window to the next"), ("margin", "that each place is shown around it"), ("settle", "around each place for suppression"), ("whole", "that are read at once, if a recording has no more (more memory; default: as long as training crops)")):
         stream.add_argument(f"--{name}", type=int, default=0, metavar="STEPS", help=what)
     one.set_defaults(run=detect)
 
