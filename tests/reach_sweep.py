@@ -165,6 +165,11 @@ def at_work(out: Path) -> list[tuple[Path, int]]:
     return [(folder, event.pid) for folder, event in last if event.what != "ended" and Path(f"/proc/{event.pid}").exists()]
 
 
+def finished(out: Path) -> int:
+    "Runs whose sweep has noted that they are done; a run that is killed between its last cell and this note is evaluated once more, though not trained."
+    return sum(read_json(path)["state"] == "done" for path in out.glob("*/status.json"))
+
+
 def ended(out: Path) -> int: return sum(any(e.what == "ended" for e in events_of(path.parent)) for path in out.glob("*/events.txt"))
 
 
@@ -180,7 +185,7 @@ def hapt(args, work: Path) -> dict:
     victim, pid = until(lambda: in_its_middle(out), "a run in its middle")
     os.kill(pid, signal.SIGKILL)
     print(f"killed {victim.name}, process {pid}", flush=True)
-    another = until(lambda: ended(out) >= 3 and in_its_middle(out, (victim,)), "three runs that ended and another in its middle")
+    another = until(lambda: finished(out) >= 3 and in_its_middle(out, (victim,)), "three runs that are done and another in its middle")
     os.killpg(sweep.pid, signal.SIGKILL)
     sweep.wait()
     print(f"killed the sweep, process {sweep.pid}, while {another[0].name} was trained", flush=True)

@@ -208,7 +208,8 @@ def suggest(args) -> int:
     found = examined(args, args.read_features)
     subset = training_subset(found, args.subset)
     advice = advise(found, subset, args.window)
-    text = advice_as_text(found, advice, subset)
+    own = not (args.params or args.features or args.stride)      # where the features are is written beside the annotations
+    text = advice_as_text(found, advice, subset, args.dataset if own else "")
     print(text, end="")
     if args.yaml:
         with replacing(args.yaml, encoding="utf-8") as file: file.write(text)

@@ -53,13 +53,20 @@ def advise(e: Examination, subset: str | None = None, window: int = 9) -> Sugges
     "Settings for one subset. Raises ValueError where the clock of the features is not known."
     return suggest(e.spans[training_subset(e, subset)], window)
 
-def advice_as_text(e: Examination, s: Suggestion, subset: str) -> str:
+def advice_as_text(
+    e: Examination,
+    s: Suggestion,
+    subset: str,           # whose durations counted
+    data: str = "",        # where the dataset is: makes it a file that `actloc train -f` takes as it is
+) -> str:
     "YAML for params/, with the reasons as comments."
     spans = e.spans[subset]
     head = f"# {e.name}, {subset or 'no subset'}: {len(spans.segments):,} segments in {len(spans.lengths):,} recordings"
     shares = ", ".join(f"{100 * share:.0f} %" for share in s.shares)
     why = [f"# {setting}: {reason}" for setting, reason in s.reasons.items()]
-    return "\n".join([head, *why, f"# segments that each level learns: {shares}; learned by none: {100 * s.unlearned:.1f} %", s.as_yaml()])
+    others = [name for name in e.subsets if name != subset]
+    whole = [f"data: {json.dumps(data)}", "data_settings: {}", f"train_subset: {json.dumps(subset)}", f"test_subset: {json.dumps(others[0] if others else subset)}", f"protocol: {json.dumps(Path(data).name)}"] if data else []
+    return "\n".join([head, *why, *whole, f"# segments that each level learns: {shares}; learned by none: {100 * s.unlearned:.1f} %", s.as_yaml()])
 
 # %% ../../nbs/app/65_doctor.ipynb #f7336290
 def examination_sections(e: Examination, s: Suggestion | None = None, subset: str = "", most: int = 12) -> list:

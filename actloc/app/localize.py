@@ -10,6 +10,7 @@ __all__ = ['open_dataset', 'localize', 'packed', 'unpacked', 'save_detections', 
 # In:  recordings and a trained model.
 # Out: Detections in seconds; a TemporalResult; a folder that holds the model and everything needed to use it.
 import dataclasses
+import inspect
 import io
 import json
 import zipfile
@@ -21,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from ..actionformer.model import ActionFormer, ActionFormerConfig
-from ..core.files import read_bytes, read_json, replacing
+from ..core.files import read_bytes, read_json, refuse_unknown, replacing
 from ..core.header import FeatureHeader
 from ..core.processes import gathered, processes
 from ..core.records import Detections, Recording, pad
@@ -41,6 +42,7 @@ def open_dataset(
     if str(data) == "synthetic": return Dataset(tuple(synthetic(**settings)), synthetic_classes(settings.get("num_classes", 6)))
     if not Path(data).exists():
         raise ValueError(f"data: {data} does not exist; give a folder that one of the data_scripts made, an annotation file, or the word synthetic")
+    refuse_unknown(settings, list(inspect.signature(read_dataset).parameters)[1:], f"data_settings of {data}: there is no setting")
     return read_dataset(data, **{**({"subset": subsets} if subsets else {}), **settings})
 
 # %% ../../nbs/app/10_localize.ipynb #5f4e59fe

@@ -11,8 +11,8 @@ __all__ = ['SEVERITIES', 'KINDS', 'KEEP', 'TOLERANCE_S', 'NEARLY', 'BLOCK', 'REP
            'steps_expected', 'clock_findings', 'channel_findings', 'Seen', 'see_features', 'across_findings',
            'same_findings', 'strangers', 'videos_in', 'video_findings', 'clock_of_video', 'BoxSheet', 'role_of',
            'read_box_folder', 'read_boxes_leniently', 'box_findings', 'split_findings', 'keyframe_findings', 'Spans',
-           'Examination', 'in_order', 'grid_for', 'spans_of', 'examine', 'is_boxes', 'files_of', 'possible', 'facts_of',
-           'examine_boxes']
+           'Examination', 'in_order', 'grid_for', 'header_of', 'spans_of', 'examine', 'is_boxes', 'files_of',
+           'possible', 'facts_of', 'examine_boxes']
 
 # %% ../../nbs/data/90_doctor.ipynb #03dfa5ac
 # In:  a prepared folder, an annotation file, EPIC-Kitchens' CSVs or a folder of AVA's boxes; feature files; videos.
@@ -644,9 +644,9 @@ def in_order(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], dict]:
     return tuple(sorted(few, key=lambda one: SEVERITIES.index(one.severity))), dict(sorted(counts.items(), key=lambda pair: SEVERITIES.index(KINDS[pair[0]][0])))
 
 # %% ../../nbs/data/90_doctor.ipynb #455983c9
-def grid_for(entry: Entry, files: FeatureFiles | None, look: Look | None) -> tuple[FeatureGrid | None, int | None]:
+def grid_for(entry: Entry, files: FeatureFiles | None, root: Path, look: Look | None) -> tuple[FeatureGrid | None, int | None]:
     "The clock of one recording's features and their number, as a model sees them; None where not known."
-    header = look.header if look else None
+    header = look.header if look else header_of(files, entry.id, root)
     clock = clock_in(files, header)
     fps = (clock.fps if clock else files.fps if files else None) or entry.fps
     if files is None or not fps > 0: return None, None
@@ -657,6 +657,12 @@ def grid_for(entry: Entry, files: FeatureFiles | None, look: Look | None) -> tup
     length = files.resize or steps
     if files.stride is not None or np.isnan(entry.duration_s) or not length: return None, None
     return FeatureGrid(fps, stride := float(entry.duration_s * fps / length), stride), length
+
+def header_of(files: FeatureFiles | None, id: str, root: Path) -> FeatureHeader | None:
+    "The header of a recording's file, whose features stay unread; None if nothing else is missing, or it cannot be read."
+    if files is None or files.stride != HEADER: return None
+    try: return read_header(files.places(id, root)[0])
+    except (ValueError, OSError): return None
 
 def spans_of(entries: Iterable[Entry], grids: dict) -> dict:
     "Subset -> Spans, of subsets with any segment."
@@ -685,7 +691,7 @@ def examine(
     sheet = read_sheet(path, task)
     files, root, wrong = files_of(sheet, features)
     seen = see_features(sheet.entries, files, root, progress) if read_features and files else Seen()
-    grids = {entry.id: grid_for(entry, files, seen.looks.get(entry.id)) for entry in sheet.entries}
+    grids = {entry.id: grid_for(entry, files, root, seen.looks.get(entry.id)) for entry in sheet.entries}
     def everything():
         yield from (*sheet.findings, *wrong, *seen.findings, *recording_findings(sheet), *label_findings(sheet))
         for entry in sheet.entries: yield from (*segment_findings(entry, *grids[entry.id]), *repetition_findings(entry))
