@@ -23,9 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..actionformer.model import ActionFormer
-from .localize import ModelCard, load_model
+from .localize import ModelCard, load_model, read_card
 from .stream import StreamConfig, localize_long
-from ..core.files import read_json, refuse_unknown, replacing
+from ..core.files import refuse_unknown, replacing
 from ..core.header import FeatureHeader, check_header
 from ..core.records import Detections
 from ..data.features import SUFFIXES, Place, entry_of, read_array, read_header
@@ -192,8 +192,7 @@ def ids_of(sources: list) -> list[str]:
 def detector_of(model, how: DetectConfig = DetectConfig()):
     "A Detector (or ActionDetector) for the folder of a trained model, or for a pair of model and card. Raises ValueError for anything else."
     if isinstance(model, (str, Path)):
-        if not (Path(model) / "model.json").exists(): raise ValueError(f"model: {model} holds no model.json; give the folder that `actloc train` wrote")
-        if read_json(Path(model) / "model.json").get("model") == "ACAR":
+        if read_card(model)["model"] == "ACAR":
             from actloc.app.actions import load_action_model
             return ActionDetector(*load_action_model(model), how)
         return Detector(*load_model(model), how)

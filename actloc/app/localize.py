@@ -139,7 +139,7 @@ def read_card(folder: str | Path, kind: str = "") -> dict:
     "What a model folder says about its model. Raises ValueError if there is none, or one of another kind than wanted."
     if not (Path(folder) / "model.json").exists(): raise ValueError(f"{folder}: no model.json lies here; give the folder that a training wrote (its --out)")
     content = read_json(Path(folder) / "model.json")
-    came = content.get("model", "model without a name")
+    came = content.setdefault("model", "a model without a name")
     if kind and came != kind: raise ValueError(f"{folder}: {came} lies here, {kind} is needed")
     return content
 
