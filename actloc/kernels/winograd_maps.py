@@ -182,7 +182,8 @@ def scratch(name: str, *shape: int) -> Tensor:
     size = int(np.prod(shape))
     if size > KEPT: return torch.empty(shape)
     held = _OWN.__dict__.get(name)
-    if held is None or len(held) < size: held = _OWN.__dict__[name] = torch.empty(size)
+    if held is None or len(held) < size:
+        with torch.inference_mode(False): held = _OWN.__dict__[name] = torch.empty(size)   # whoever comes next may record gradients
     return held[:size].view(shape)
 
 # %% ../../nbs/kernels/27_winograd_maps.ipynb #06c1a9ea
