@@ -208,15 +208,33 @@ def test_nobody_begins_a_run_while_a_kernel_still_has_it(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_kernel_that_dies_before_anything_ran_is_started_again(tmp_path, monkeypatch):
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from actloc.app.sweep import Limits, execute_notebook
+    def run(*errors):
+        left = list(errors)
+        def once(*args, **options):
+            if left: raise left.pop(0)
+        monkeypatch.setattr(papermill, "execute_notebook", once)
+        return execute_notebook("x.ipynb", tmp_path / "x.ipynb", {}, Limits(), None, 0), len(left)
+    early = RuntimeError("Kernel died before replying to kernel_info")
+    assert run(early, early) == ("", 0)
+    said, left = run(early, early, early, early)
+    assert "was killed" in said and left == 1
+    said, left = run(DeadKernelError("Kernel died"), early)
+    assert "was killed" in said and left == 1, "what has begun is not begun again behind the back"
+
+
 def test_interrupted_means_stopped(notebook, tmp_path):
     "Ctrl-C: the command ends at once, and so does what it runs; what is not begun stays so."
-    words = [ACTLOC, "sweep", notebook, "--grid", "seed=1,2", "-p", "seconds=60", "--out", tmp_path / "s"]
+    words = [ACTLOC, "sweep", notebook, "--grid", "seed=1,2", "-p", "seconds=600", "--out", tmp_path / "s"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     starts = tmp_path / "s/seed=1/starts.txt"
     wait_for(lambda: starts.exists() and starts.read_text())
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=15) == 130 and "the same command goes on" in process.stderr.read()
-    wait_for(lambda: not Path(f"/proc/{int(starts.read_text())}").exists(), 15)
+    assert process.wait(timeout=120) == 130 and "the same command goes on" in process.stderr.read()
+    wait_for(lambda: not Path(f"/proc/{int(starts.read_text())}").exists(), 120)
     assert not (tmp_path / "s/seed=2").exists()
 
 

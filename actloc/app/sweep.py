@@ -128,8 +128,8 @@ def result_of(folder: Path) -> float | None:
     return metrics.get("average_mAP", metrics.get("mAP") if isinstance(metrics.get("mAP"), float) else None)
 
 # %% ../../nbs/app/50_sweep.ipynb #1e7bfa22
-def execute_notebook(notebook: str, executed: Path, parameters: dict, limits: Limits, gpu: int | None, lock: int) -> str:
-    "papermill in this thread; the error as one sentence, or nothing."
+def execute_notebook(notebook: str, executed: Path, parameters: dict, limits: Limits, gpu: int | None, lock: int, starts: int = 3) -> str:
+    "papermill in this thread; the error as one sentence, or nothing. A kernel that dies before anything was executed is started again, `starts` times in all."
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
@@ -141,6 +141,8 @@ def execute_notebook(notebook: str, executed: Path, parameters: dict, limits: Li
     except papermill.PapermillExecutionError as error: return f"{failure(error)} (cell {error.exec_count}; the traceback is in {executed})"
     except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
         if late.is_set(): return f"stopped after {limits.seconds:g} s, the time limit"
+        if starts > 1 and "before replying to kernel_info" in str(error):       # kernels that start together can draw one port
+            return execute_notebook(notebook, executed, parameters, limits, gpu, lock, starts - 1)
         return f"the notebook's process was killed, usually for want of memory ({type(error).__name__})"
 
 def kernel_manager(limits: Limits, gpu: int | None, late: threading.Event, log: Path, lock: int) -> type:
