@@ -1,6 +1,6 @@
 # make demo      train, evaluate and explain a model on synthetic recordings (4 minutes on 2 cores, after set-up)
-# make test      everything that guards the project (10 minutes on 2 cores, after set-up)
-# make test-slow the longer checks: the real run on HAPT (where ../shared lies beside the project) and the demo's number
+# make test      everything that guards the project (20 minutes on 2 cores, after set-up)
+# make test-slow the longer checks: chapters in a real browser, the real run on HAPT (where ../shared lies beside the project), the demo's number
 # make hapt      the real run: raw sensor recordings to three trained, evaluated models
 # make world     three heads on the generated world, three seeds, and their ablation; writes results/world (45 minutes on 2 cores)
 # make bench     how long evaluation and kernels take at real sizes; writes results/ (20 minutes)
