@@ -87,6 +87,21 @@ class ActionFormerConfig(Settings):
         windows = self.window if isinstance(self.window, tuple) else (self.window,) * self.levels
         return [None if w <= 1 else w for w in windows]
 
+    @property
+    def channels(self) -> int:
+        "Of the features, of all streams together."
+        return self.input_dim if isinstance(self.input_dim, int) else sum(self.input_dim)
+
+    @property
+    def unit(self) -> int:
+        "Steps of which a recording beyond max_seq_len counts as a multiple."
+        return max(2 ** l * (1 if w is None else max(1, w // 2 * 2)) for l, w in enumerate(self.windows))
+
+    @property
+    def padding_sight(self) -> int:
+        "Steps of padding that the last step of a recording can see through convolutions."
+        return max(self.embedding_kernel, self.head_kernel, 3) // 2 * 2 ** (self.levels - 1)
+
 # %% ../../nbs/actionformer/50_model.ipynb #2ba685ad
 def check_config(c: ActionFormerConfig):
     "Refuses settings that contradict each other."
@@ -106,13 +121,11 @@ def check_config(c: ActionFormerConfig):
 def padded_length(config: ActionFormerConfig, length: int) -> int:
     "The length that a lone recording of `length` steps counts as."
     if length <= config.max_seq_len: return config.max_seq_len
-    unit = max(2 ** l * (1 if w is None else max(1, w // 2 * 2)) for l, w in enumerate(config.windows))
-    return -(-length // unit) * unit
+    return -(-length // config.unit) * config.unit
 
 def needed_length(config: ActionFormerConfig, lengths: list[int]) -> int:
     "How many steps of a batch must be computed: each recording and the padding that its last steps can see."
-    sight = max(config.embedding_kernel, config.head_kernel, 3) // 2 * 2 ** (config.levels - 1)
-    return max(min(padded_length(config, n), n + sight) for n in lengths)
+    return max(min(padded_length(config, n), n + config.padding_sight) for n in lengths)
 
 # %% ../../nbs/actionformer/50_model.ipynb #18b6fdfa
 class Outputs(NamedTuple):
@@ -139,9 +152,8 @@ class ActionFormer(nn.Module):
         self.heads = Heads(width, c.num_classes, c.levels, c.head_layers, c.head_kernel, c.prior, c.empty_classes, c.offset_activation)
         self.refinement = Tower(width, 2, 2, c.head_kernel) if c.refine_radius > 0 else None
         self.register_buffer("loss_normaliser", torch.tensor(float(c.init_loss_norm)))
-        channels = c.input_dim if isinstance(c.input_dim, int) else sum(c.input_dim)
-        self.register_buffer("channel_mean", torch.zeros(channels))
-        self.register_buffer("channel_deviation", torch.ones(channels))
+        self.register_buffer("channel_mean", torch.zeros(c.channels))
+        self.register_buffer("channel_deviation", torch.ones(c.channels))
 
     def set_channels(self, mean: Tensor, deviation: Tensor) -> "ActionFormer":
         "Tells the model mean and deviation [C] of the training features (used with `standardise`, and kept with the weights)."
@@ -209,9 +221,8 @@ def candidates(config: ActionFormerConfig, out: Outputs) -> list[Detections]:
 # %% ../../nbs/actionformer/50_model.ipynb #9a0fd39e
 def check_features(config: ActionFormerConfig, features: Tensor, mask: Tensor):
     "Refuses what the network cannot read."
-    channels = config.input_dim if isinstance(config.input_dim, int) else sum(config.input_dim)
-    if features.ndim != 3 or features.shape[1] != channels:
-        raise ValueError(f"ActionFormer: features [B, {channels}, T] are needed (input_dim {config.input_dim}), {list(features.shape)} came")
+    if features.ndim != 3 or features.shape[1] != config.channels:
+        raise ValueError(f"ActionFormer: features [B, {config.channels}, T] are needed (input_dim {config.input_dim}), {list(features.shape)} came")
     if mask.dtype != torch.bool or tuple(mask.shape) != (features.shape[0], features.shape[2]):
         raise ValueError(f"ActionFormer: a bool mask {[features.shape[0], features.shape[2]]} is needed, {mask.dtype} {list(mask.shape)} came")
     if not mask.any(1).all(): raise ValueError("ActionFormer: a recording without a single real step came; leave it out of the batch")

@@ -44,10 +44,7 @@ from ..ops.masked import Extent
 # %% ../../nbs/app/80_export.ipynb #4c2fad89
 def network_of(config: ActionFormerConfig) -> dict:
     "The numbers that padding depends on."
-    unit = max(2 ** level * (1 if window is None else max(1, window // 2 * 2)) for level, window in enumerate(config.windows))
-    sight = max(config.embedding_kernel, config.head_kernel, 3) // 2 * 2 ** (config.levels - 1)
-    channels = config.input_dim if isinstance(config.input_dim, int) else sum(config.input_dim)
-    return {"channels": channels, "levels": config.levels, "max_seq_len": config.max_seq_len, "unit": unit, "sight": sight}
+    return {"channels": config.channels, "levels": config.levels, "max_seq_len": config.max_seq_len, "unit": config.unit, "sight": config.padding_sight}
 
 DECODE = ("pre_nms_threshold", "pre_nms_topk", "duration_threshold", "refine_radius", "nms_method", "nms_per_class", "nms_threshold", "nms_sigma", "min_score", "max_segments", "voting_threshold")
 

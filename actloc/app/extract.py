@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..acar.bank import fingerprint_of
-from ..core.files import first_line, read_torch, refuse_unknown, replacing
+from ..core.files import first_line, read_torch_weights, refuse_unknown, replacing
 from ..core.header import FeatureHeader, differences
 from ..data.features import Place, entry_of, read_header
 from ..data.video import Video, normalised, open_video
@@ -192,10 +192,7 @@ def tensors_in(path: Path) -> dict:
         from safetensors.torch import load_file
         try: return load_file(path)
         except (OSError, SafetensorError) as error: raise ValueError(f"{path}: not a whole safetensors file ({first_line(error)}); copy or download it again") from None
-    state = read_torch(path)
-    state = next((state[name] for name in ("model", "state_dict") if isinstance(state, dict) and isinstance(state.get(name), dict)), state)
-    if not isinstance(state, dict): raise ValueError(f"{path}: a {type(state).__name__} came, a dictionary of tensors is needed")
-    return state
+    return read_torch_weights(path)
 
 # %% ../../nbs/app/70_extract.ipynb #b921df99
 TILES = 4096   # of 4 x 4 positions that are worked on together
@@ -293,7 +290,7 @@ def write_features(video: str | Path | Video, path: str | Path, network: Network
     return header
 
 # %% ../../nbs/app/70_extract.ipynb #7a8f46d3
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
 
 @dataclass(frozen=True)
 class Extracted:

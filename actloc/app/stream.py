@@ -63,8 +63,7 @@ class Cut:
         "The settings with nothing left open."
         unit = 2 ** (config.levels - 1)
         margin = up(how.margin or sight(config), unit)
-        padding = padded_length(config, padded_length(config, config.max_seq_len + 1) + 1) - padded_length(config, config.max_seq_len + 1)
-        before, hop = up(max(margin + padding, config.max_seq_len - margin), unit), up(how.hop or margin, unit)
+        before, hop = up(max(margin + config.unit, config.max_seq_len - margin), unit), up(how.hop or margin, unit)
         return cls(hop, margin, before, how.settle or margin, up(max(hop, (how.whole or config.max_seq_len) - margin), unit))
 
     @property
@@ -188,8 +187,7 @@ class Stream:
 
 def checked_piece(features: np.ndarray, config: ActionFormerConfig, came: int, where: str) -> np.ndarray:
     "The piece as float32. Raises ValueError for other channels, or naming the step that is not finite."
-    channels = config.input_dim if isinstance(config.input_dim, int) else sum(config.input_dim)
-    if np.ndim(features) != 2 or len(features) != channels: raise ValueError(f"{where}: features {list(np.shape(features))} came, the model needs {channels} channels: [{channels}, T]")
+    if np.ndim(features) != 2 or len(features) != config.channels: raise ValueError(f"{where}: features {list(np.shape(features))} came, the model needs {config.channels} channels: [{config.channels}, T]")
     features = np.asarray(features, np.float32)
     bad = [] if np.isfinite(features.sum(dtype=np.float64)) else np.flatnonzero(~np.isfinite(features).all(0))
     if len(bad): raise ValueError(f"{where}: NaN or infinite numbers in step {came + bad[0]} ({len(bad)} of {features.shape[1]} steps in this piece). Extract the features again.")

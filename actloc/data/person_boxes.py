@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ..core.ava import BoxTable, box_table, numbered_rows
-from ..core.files import first_line, read_json, read_torch, replacing
+from ..core.files import first_line, read_json, read_torch_weights, replacing
 from ..core.pickles import read_pickle
 
 # %% ../../nbs/data/80_person_boxes.ipynb #972895fa
@@ -79,9 +79,7 @@ def _from_hub(build, options):
 
 def _load(model, path):
     "Weights from a file; a dictionary around them is opened."
-    state = read_torch(path)
-    state = next((state[name] for name in ("model", "state_dict") if isinstance(state, dict) and isinstance(state.get(name), dict)), state)
-    if not isinstance(state, dict): raise ValueError(f"{path}: a {type(state).__name__} came, a dictionary of tensors is needed")
+    state = read_torch_weights(path)
     mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     theirs = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
     wrong = [name for name in mine if theirs.get(name) != mine[name]] + [name for name in theirs if name not in mine]
