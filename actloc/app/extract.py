@@ -33,7 +33,7 @@ from ..core.files import first_line, read_torch_weights, refuse_unknown, replaci
 from ..core.header import FeatureHeader, differences
 from ..data.features import Place, entry_of, read_header
 from ..data.video import Video, normalised, open_video
-from ..kernels.cores import over_cores
+from ..kernels.cores import apart, over_cores
 from ..kernels.winograd_maps import gather_maps, map_grid, map_tiles, scratch
 
 # %% ../../nbs/app/70_extract.ipynb #c9015efe
@@ -135,10 +135,19 @@ class Network:
         how = self.how
         return FeatureHeader(how.network, float(how.fps or fps), how.stride, how.num_frames, NETWORKS[how.network].channels, self.weights, how.size, how.precision)
 
-    @torch.inference_mode()
     def look(self, clips: Tensor) -> np.ndarray:   # [B, 3, F, H, W] -> [C, B] float32
-        "One column per clip."
-        here = next(self.module.parameters())
+        "One column per clip. On a CPU every core takes clips of its own."
+        return np.concatenate(apart(self.look_at_once, clips.chunk(self.hands)), 1)
+
+    @property
+    def hands(self) -> int: return torch.get_num_threads() if self.here.device.type == "cpu" else 1
+
+    @property
+    def here(self) -> Tensor: return next(self.module.parameters())
+
+    @torch.inference_mode()
+    def look_at_once(self, clips: Tensor) -> np.ndarray:
+        here = self.here
         clips = clips.to(here.device, here.dtype).contiguous(memory_format=torch.channels_last_3d)
         try: return self.module(clips).T.float().cpu().contiguous().numpy()
         except NotImplementedError: raise ValueError(f"extraction: torch does not compute {self.how.network} in {self.how.precision} on the {here.device.type}; take another precision") from None
@@ -244,7 +253,7 @@ def quicken(module: nn.Module, on_cpu: bool):
             if serves(conv): setattr(parent, name, FewProducts(conv))
 
 # %% ../../nbs/app/70_extract.ipynb #d8221ab5
-CLIPS = 4   # looked at together: enough that weights are not fetched from memory for every clip, few enough that a batch is small
+CLIPS = 4   # looked at together (2 for each core, if there are more): enough that weights are not fetched from memory for every clip, few enough that a batch is small
 
 def feature_chunks(
     path: str | Path | Video,
@@ -254,9 +263,9 @@ def feature_chunks(
     video, how = opened(path), network.how
     numbers = sampled(video, how.fps)
     T, numbers = steps(len(numbers), how.num_frames, how.stride), np.resize(numbers, max(len(numbers), how.num_frames))
-    held, start = torch.zeros(3, 0, how.size, how.size), 0              # frames from `start` on
-    for first in range(0, T, CLIPS):
-        here, end = first * how.stride, (min(first + CLIPS, T) - 1) * how.stride + how.num_frames
+    held, start, clips = torch.zeros(3, 0, how.size, how.size), 0, max(CLIPS, 2 * network.hands)   # frames from `start` on
+    for first in range(0, T, clips):
+        here, end = first * how.stride, (min(first + clips, T) - 1) * how.stride + how.num_frames
         held = held[:, here - start:]
         held, start = torch.cat([held, squares(video, numbers[here + held.shape[1]:end], how)], 1), here
         piece = network.look(held.unfold(1, how.num_frames, how.stride).permute(1, 0, 4, 2, 3))
