@@ -495,3 +495,52 @@ def test_writing(tmp_path):
         raise KeyError("mine")
     with pytest.raises(KeyError, match="mine"): write_video(tmp_path / "x.mp4", breaks(), 25)
     assert not list(tmp_path.glob("*x.*"))                                                    # nothing half written
+
+
+def with_sound(path, seconds, offset_s=0., codec="aac"):
+    "Pictures, and a tone of falling pitch; both begin late by `offset_s`."
+    import fractions
+    with av.open(str(path), "w") as out:
+        video, sound = out.add_stream("libx264", rate=25), out.add_stream(codec, rate=44_100)
+        video.width, video.height, video.pix_fmt, sound.layout = WIDTH, HEIGHT, "yuv420p", "mono"
+        for i, picture in enumerate(pictures(25 * seconds)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = i + round(25 * offset_s), fractions.Fraction(1, 25)
+            out.mux(video.encode(frame))
+        out.mux(video.encode())
+        t = np.arange(44_100 * seconds) / 44_100
+        wave = (np.sin(2 * np.pi * (900 * t - 200 * t * t)) * .5).astype(np.float32)
+        for i in range(0, len(wave) // 1024 * 1024, 1024):
+            frame = av.AudioFrame.from_ndarray(wave[None, i:i + 1024], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44_100, i + round(44_100 * offset_s), fractions.Fraction(1, 44_100)
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode())
+    return path
+
+
+def heard(path):
+    "[n] seconds and the bytes of every packet of sound, on the clock of a player; [] if there is none."
+    with av.open(str(path)) as video:
+        start = max(video.start_time or 0, 0) / 1e6
+        return [(float(p.pts * p.time_base) - start, bytes(p)) for p in (video.demux(video.streams.audio[0]) if video.streams.audio else ()) if p.dts is not None]
+
+
+@pytest.mark.parametrize("suffix, offset_s", [(".mp4", 0.), (".mkv", 1.5), (".ts", 2.)])
+def test_sound_comes_along(tmp_path, suffix, offset_s):
+    source = with_sound(tmp_path / f"source{suffix}", 4, offset_s)
+    video = open_video(source)
+    frames = [frame for chunk in video.stream(16) for frame in chunk]
+    copy = write_video(tmp_path / "copy.mp4", frames, video.fps, times_s=video.times_s, sound=source)
+    was, now = heard(source), heard(copy)
+    assert len(now) > 150 and [len(b) for _, b in now] == [len(b) - 7 * (suffix == ".ts") for _, b in was]     # a transport stream puts 7 bytes before each packet of AAC
+    if suffix != ".ts": assert [b for _, b in now] == [b for _, b in was]
+    assert np.abs(np.array([s for s, _ in now]) - [s for s, _ in was]).max() < 2e-3
+    np.testing.assert_allclose(open_video(copy).times_s, video.times_s, atol=2e-3)
+
+
+def test_sound_that_does_not_fit_is_left_out(tmp_path):
+    source = with_sound(tmp_path / "source.mkv", 1, codec="wavpack")
+    assert heard(source)
+    video = open_video(source)
+    assert heard(write_video(tmp_path / "copy.mp4", video.read(range(video.frames)), 25, sound=source)) == []
+    assert heard(write_video(tmp_path / "mute.mp4", video.read(range(video.frames)), 25, sound=write(tmp_path / "silent.mp4"))) == []

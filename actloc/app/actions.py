@@ -187,10 +187,11 @@ def remembering(
     folder: str | Path,       # of the bank; what is missing in it is written
     model: ACAR,              # that makes its maps
     config: MemoryConfig,
+    progress: bool = True,
 ) -> RememberingBatches:
     "The batches, each clip with its entries of a feature bank."
     whole = ClipBatches(detected, batches.videos, batches.config, batches.batch_size, training=False, workers=batches.workers, skip_missing=batches.skip_missing)
-    bank = write_bank(folder, model, whole, detected.keyframes, detected.scores, config.grid)
+    bank = write_bank(folder, model, whole, detected.keyframes, detected.scores, config.grid, progress)
     return RememberingBatches(batches, bank, batches.people.keyframes, config.window_s, config.per_second, batches.seed)
 
 # %% ../../nbs/app/12_actions.ipynb #1a6a317b

@@ -235,7 +235,7 @@ def write_annotated(path: Path, found: list[Found], threshold: float):
     video = open_video(f.source)
     overlay = Overlay(f, f.classes, f.duration_s, video.height // 2 * 2, video.width // 2 * 2, threshold)
     pictures = (picture[: video.height // 2 * 2, : video.width // 2 * 2] for chunk in video.stream(16) for picture in chunk)
-    write_video(path, (overlay.draw(p, t) for p, t in zip(pictures, video.times_s)), video.fps, times_s=video.times_s)
+    write_video(path, (overlay.draw(p, t) for p, t in zip(pictures, video.times_s)), video.fps, times_s=video.times_s, sound=f.source)
 
 def is_video(source: str) -> bool: return bool(source) and Path(source).suffix.lower() not in (*TABLES, *SUFFIXES)
 
@@ -353,7 +353,6 @@ class ActionDetector:
     "An ACAR model that is ready for videos."
 
     def __init__(self, model, card, how: DetectConfig = DetectConfig()):
-        if card.memory is not None: raise ValueError("detect: this model remembers other clips through a feature bank, which only training and evaluation make; use a model without memory")
         self.model, self.card, self.how, self.person_detector = model.to(how.device or "cpu"), card, how, None
 
     @property
@@ -361,7 +360,7 @@ class ActionDetector:
 
     def __call__(self, source, id: str = "source") -> FoundActions:
         "What everybody does in one video. Raises ValueError naming it if it cannot be used."
-        from actloc.app.actions import score_actions
+        from actloc.app.actions import remembering, score_actions
         from actloc.core.ava import box_table
         from actloc.data.clips import ClipBatches
         from actloc.data.people import read_people, table_of
@@ -374,7 +373,9 @@ class ActionDetector:
             if rows:
                 (Path(folder) / "boxes.csv").write_text("".join(rows))
                 people = read_people(detections=Path(folder) / "boxes.csv", label_map=self.card.label_map)
-                scores = score_actions(self.model, ClipBatches(people, lambda name: video, self.card.clips, 4, training=False), progress=self.how.progress)
+                batches = ClipBatches(people, lambda name: video, self.card.clips, 4, training=False)
+                if self.card.memory: batches = remembering(batches, people, Path(folder) / "bank", self.model, self.card.memory, self.how.progress)
+                scores = score_actions(self.model, batches, progress=self.how.progress)
                 table = table_of(people, scores.scores, scores.rows) if len(scores.rows) else table
         return FoundActions(table, id, self.card.label_map, video.duration_s, str(source), "" if len(table) else "nobody was found in it")
 
@@ -417,6 +418,6 @@ def write_boxed(path: Path, found: list[FoundActions], threshold: float):
     video, people = open_video(found[0].source), found[0].people(threshold)
     pictures = (p[: video.height // 2 * 2, : video.width // 2 * 2] for chunk in video.stream(16) for p in chunk)
     at = lambda second: people.get(int(second + .5), [])
-    write_video(path, (boxed(p, [box for box, _ in at(t)], [words for _, words in at(t)]) for p, t in zip(pictures, video.times_s)), video.fps, times_s=video.times_s)
+    write_video(path, (boxed(p, [box for box, _ in at(t)], [words for _, words in at(t)]) for p, t in zip(pictures, video.times_s)), video.fps, times_s=video.times_s, sound=found[0].source)
 
 ACTION_FORMATS = {"csv": Format(write_ava, True, False), "txt": Format(write_actions_text, True, True), "mp4": Format(write_boxed, False, True)}
