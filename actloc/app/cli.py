@@ -81,7 +81,8 @@ def execute(path: Path, executed: Path, parameters: dict):
     for handler in logging.getLogger().handlers: handler.addFilter(said)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     executed.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(str(path), str(executed), parameters, kernel_name="python3", log_output=True, progress_bar=False, autosave_cell_every=0)
+    quiet = ["--IPKernelApp.log_level=ERROR"]       # ipykernel would warn that its connection within this machine is not encrypted
+    try: papermill.execute_notebook(str(path), str(executed), parameters, kernel_name="python3", log_output=True, progress_bar=False, autosave_cell_every=0, extra_arguments=quiet)
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{failure(error)}\n(the whole traceback is in {executed})") from None
     except DeadKernelError: raise ValueError(f"the notebook's process was killed, usually for want of memory; the same command continues from the newest checkpoint in {executed.parent}") from None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CROPS', 'SUFFIXES', 'OPEN', 'KNOWN', 'ClipConfig', 'Look', 'draw_look', 'every_look', 'VideoFolder', 'Clip',
            'make_clip', 'ClipBatch', 'collate_clips', 'ClipBatches', 'collate_looks', 'Clips', 'Once', 'place_of',
-           'present_keyframes', 'Averages', 'averaged', 'unreadable']
+           'present_keyframes', 'check_videos', 'Averages', 'averaged', 'unreadable']
 
 # %% ../../nbs/data/67_clips.ipynb #297ee0ec
 # In:  People; a folder of videos (or a function from a name to a Video).
@@ -339,9 +339,20 @@ def present_keyframes(people: People, videos, skip_missing: bool = False) -> np.
     names = {people.video(k) for k in every[~present].tolist()}
     text = (f"{len(names)} videos are missing in {', '.join(str(f.folder) for f in folders)} ({(~present).sum()} of {len(every)} key frames; the first is needed by "
             f"{people.where(every[~present][0])}): {', '.join(sorted(names))}")
-    if not skip_missing: raise ValueError(f"{text}. Fetch them, correct the folder, or leave their key frames out with skip_missing=True.")
+    if not skip_missing: raise ValueError(f"{text}. Fetch them, correct the folder, or leave their key frames out with skip_missing = true.")
     warnings.warn(f"{text}. Their key frames are left out.", stacklevel=2)
     return every[present]
+
+def check_videos(batches: ClipBatches, progress: bool = True):
+    "Opens every video, and looks whether its first and its last key frame are in it: what is wrong should not come out after hours of training. Raises ValueError naming the row."
+    from tqdm import tqdm
+
+    people, visited = batches.people, batches.present[np.argsort(batches.people.time_s[batches.present], kind="stable")]
+    firsts, lasts = (dict(zip(people.keyframes.video[order].tolist(), order.tolist())) for order in (visited[::-1], visited))
+    for video in tqdm(firsts, desc="opening videos", unit="video", disable=not progress, mininterval=2, delay=2, leave=False):
+        for k in {firsts[video], lasts[video]}:
+            try: place_of(batches.videos, people.video(k), people.time_s[k])
+            except ValueError as error: raise ValueError(f"{people.where(k)}: {error}") from None
 
 # %% ../../nbs/data/67_clips.ipynb #2113fb73
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ class Learner:
             raise FloatingPointError(f"iteration {self.iteration}: the loss is {losses.total.item()} ({first_bad(self.model, batch)}). "
                                      "Lower the learning rate, check the input, or use float32.")
         if losses.total.requires_grad: self.scaler.scale(losses.total / self.config.accumulate).backward()
-        return losses._asdict()
+        return losses._asdict() | ({"dropped": batch.dropped.sum()} if hasattr(batch, "dropped") else {})   # boxes that a crop took away
 
     def together(self, losses: list[dict]) -> dict:
         "Gradients and losses of all processes; the losses as means over the accumulated batches."
