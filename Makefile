@@ -67,7 +67,7 @@ export: $(READY)
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python -c 'from actloc.app.site import write_readme; write_readme()'
 
 outputs: $(READY)
-	@for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' -not -path '*experiments*' | sort); do echo $$nb && $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$nb || exit; done
+	@for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' -not -path '*experiments*' | sort); do echo $$nb && $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.store_widget_state=False --log-level ERROR $$nb || exit; done
 	@$(MAKE) -s export
 
 docs: $(READY)

@@ -15,6 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
+from .door import headed, named, numbers, thinned
 from .style import PLAIN
 
 # %% ../../nbs/views/20_curves.ipynb #fdce3e65
@@ -22,6 +23,7 @@ def read_log(
     path: str | Path,          # CSV with a header; cells are numbers or empty
 ) -> dict[str, np.ndarray]:    # column name -> [N] numbers, NaN where the cell is empty
     "The columns of a training log. Raises ValueError for a file without a header and for a cell that is no number."
+    if not isinstance(path, (str, Path)): raise ValueError(f"read_log: {path!r:.60} came; the path of a CSV file is needed")
     text = Path(path).read_text()
     header, *rows = list(csv.reader(text[:text.rfind("\n") + 1].splitlines())) or [[]]      # an unfinished last line is dropped
     if not header:
@@ -63,37 +65,41 @@ def loss_curves(
     losses: tuple[str, ...] | None = None, # columns to draw; None: all but those in NOT_LOSSES
     title: str = "Losses during training",
     max_points: int = 300,                 # per curve
+    max_curves: int = 10,                  # losses
 ) -> go.Figure:
     "Every loss as a running mean over its raw values, and the learning rate. Raises ValueError for columns of unequal length."
     log, losses = _columns(log if isinstance(log, dict) else read_log(log), losses)
     steps = len(next(iter(log.values()), ()))
-    iteration, window = log.get("iteration", np.arange(1, steps + 1)), steps // 50 * 2 + 1
+    iteration, window, count = log.get("iteration", np.arange(1, steps + 1)), steps // 50 * 2 + 1, len(losses)
+    if not np.isfinite(iteration).all(): iteration = np.arange(1, steps + 1)              # an axis of numbers that are none shows nothing
+    max_points = min(max_points, max(2000 // max(min(count, max_curves), 1), 2))
+    losses, more = losses[:max_curves], thinned(min(count, max_curves), count, "losses", "the first")
     figure, broken = go.Figure(), sum(int((~np.isfinite(log[name])).sum()) for name in losses)
     for i, name in enumerate(losses):
         smooth, colour = running_mean(log[name], window), qualitative.T10[i % 10]
         raw, even = outstanding(log[name], smooth, max_points), np.unique(np.linspace(0, max(steps - 1, 0), max_points).astype(int))[:steps]
         figure.add_scatter(x=_short(iteration[raw]), y=_short(log[name][raw]), line=dict(color=colour, width=1), opacity=.3,
-                           name=name, legendgroup=name, showlegend=False, hoverinfo="skip")
-        figure.add_scatter(x=_short(iteration[even]), y=_short(smooth[even]), line=dict(color=colour, width=2.5), name=name, legendgroup=name)
+                           name=named(name, 40), legendgroup=str(i), showlegend=False, hoverinfo="skip")
+        figure.add_scatter(x=_short(iteration[even]), y=_short(smooth[even]), line=dict(color=colour, width=2.5), name=named(name, 40), legendgroup=str(i))
     if "learning_rate" in log:
         even = outstanding(log["learning_rate"], np.zeros(steps), max_points)
         figure.add_scatter(x=_short(iteration[even]), y=_short(log["learning_rate"][even]), line=dict(color="#777777", width=1.5, dash="dot"),
                            name="learning rate (right axis)", yaxis="y2")
     values = np.concatenate([log[name] for name in losses] or [np.zeros(0)])
     logarithmic = bool((values[np.isfinite(values)] > 0).all() and len(values))
-    words = [f"thin lines single iterations, thick lines the mean of {window}"] * (window > 1) + [f"values that are not finite: {broken:,}"] * bool(broken)
+    words = [f"thin lines single iterations, thick lines the mean of {window}"] * (window > 1) + [f"values that are not finite: {broken:,}"] * bool(broken) + more
     figure.update_layout(yaxis2=dict(title="learning rate", overlaying="y", side="right", showgrid=False, rangemode="tozero",
                                      tickmode="auto", nticks=6, tickformat="~g"))
-    return _dressed(figure, title, words, "iteration", "loss (log scale)" if logarithmic else "loss", 420, not losses or not steps) \
+    return _dressed(figure, title, words, "iteration", "loss (log scale)" if logarithmic else "loss", 420, not np.isfinite(values).any()) \
         .update_yaxes(selector=dict(overlaying=None), **(dict(type="log", tickvals=[m * 10. ** e for e in range(-9, 10) for m in (1, 2, 5)],
                                                               tickformat="~g") if logarithmic else {}))
 
 def _columns(log, losses):
     "The log as arrays of one length, and the names of its losses."
-    log = {name: np.asarray(column, np.float64).reshape(-1) for name, column in log.items()}
+    log = {name: numbers(column, f"loss_curves: column {name}").reshape(-1) for name, column in log.items()}
     losses = [name for name in log if name not in NOT_LOSSES] if losses is None else list(losses)
     missing = [name for name in losses if name not in log]
-    if missing: raise ValueError(f"loss_curves: there is no column {missing[0]!r}; the log has {', '.join(log) or 'none'}")
+    if missing: raise ValueError(f"loss_curves: there is no column {missing[0]!r}; the log has {', '.join(map(str, log)) or 'none'}")
     if len({len(column) for column in log.values()}) > 1:
         raise ValueError("loss_curves: columns of unequal length came: " + ", ".join(f"{name} {len(c)}" for name, c in log.items()))
     return log, losses
@@ -106,8 +112,9 @@ def _dressed(figure, title, words, x, y, height, empty):
     "Axis titles, a legend below, a word about what is missing."
     if empty: figure.add_annotation(text="nothing to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
     figure.update_xaxes(title=x).update_yaxes(title=y, selector=dict(overlaying=None))
-    return figure.update_layout(title=title + (f"<br><sup>{'; '.join(words)}</sup>" if words else ""), template=PLAIN, height=height,
-                                legend=dict(orientation="h", x=0, y=-.2, yanchor="top"), margin=dict(l=10, r=10, t=60, b=50))
+    title, more = headed(named(title), words)
+    return figure.update_layout(title=title, template=PLAIN, height=height + more,
+                                legend=dict(orientation="h", x=0, y=-.2, yanchor="top"), margin=dict(l=10, r=10, t=60 + more, b=50))
 
 # %% ../../nbs/views/20_curves.ipynb #e263e111
 def precision_recall_curves(
@@ -117,6 +124,8 @@ def precision_recall_curves(
     max_points: int = 150, # per curve
 ) -> go.Figure:
     "Precision over recall of several classes, the best AP first. Raises ValueError where precision and recall differ in length."
+    if any(len(curve) != 4 for curve in curves): raise ValueError("precision_recall_curves: (name, precision, recall, AP) is needed for every class")
+    curves = [(name, numbers(p, f"precision of {name}").reshape(-1), numbers(r, f"recall of {name}").reshape(-1), float(numbers(ap, f"AP of {name}"))) for name, p, r, ap in curves]
     for name, precision, recall, _ in curves:
         if len(precision) != len(recall):
             raise ValueError(f"precision_recall_curves: class {name} came with {len(precision)} precisions but {len(recall)} recalls")
@@ -128,7 +137,7 @@ def precision_recall_curves(
         even = _evenly(len(recall), max_points)
         x, y = ([0.] if len(recall) == 0 else np.asarray(v, np.float64)[even].round(4).tolist() for v in (recall, precision))
         figure.add_scatter(x=[0.] + x, y=y[:1] + y, mode="lines", line=dict(color=qualitative.T10[i % 10], dash=("solid", "dash")[i // 10 % 2]),
-                           name=f"{name} ({ap:.2f})", hovertemplate=f"{name}<br>recall %{{x:.2f}}, precision %{{y:.2f}}<extra></extra>")
+                           name=f"{named(name, 40)} ({ap:.2f})", hovertemplate=f"{named(name)}<br>recall %{{x:.2f}}, precision %{{y:.2f}}<extra></extra>")
     missing = len(curves) - len(known)
     words = ["AP in brackets"] * bool(shown) + [f"{len(shown)} of {len(known)} classes shown"] * (len(shown) < len(known))
     words += [f"{missing} without any true segment left out"] * bool(missing)
@@ -148,7 +157,8 @@ def class_ap_bars(
     max_shown: int = 40,       # classes; beyond, every n-th by AP
 ) -> go.Figure:
     "The AP of every class, best first, with its range over the thresholds. Raises ValueError where shapes disagree."
-    ap, tiou = np.atleast_2d(np.asarray(ap, np.float64)), np.atleast_1d(tiou)
+    ap, tiou = np.atleast_2d(numbers(ap, "class_ap_bars: AP")), np.atleast_1d(numbers(tiou, "class_ap_bars: tIoU"))
+    if not len(tiou): raise ValueError("class_ap_bars: no tIoU came; at least one is needed")
     if ap.shape != (len(tiou), len(classes)):
         raise ValueError(f"class_ap_bars: AP of shape {ap.shape} came, [{len(tiou)}, {len(classes)}] is needed: "
                          "one row per tIoU, one column per class")
@@ -156,13 +166,13 @@ def class_ap_bars(
     order = known[np.argsort(-ap[:, known].mean(0), kind="stable")]
     rows = order[_evenly(len(order), max_shown)]
     mean, low, high = ap[:, rows].mean(0), ap[:, rows].min(0, initial=1), ap[:, rows].max(0, initial=0)
-    names = [classes[k] if len(classes[k]) <= 22 else classes[k][:11] + "…" + classes[k][-10:] for k in rows]
+    names = [named(classes[k], 22) for k in rows]
     at = f"tIoU {tiou.min():g}" + (f" to {tiou.max():g}" if len(tiou) > 1 else "")
     figure = go.Figure(go.Bar(
         orientation="h", x=_short(mean), y=list(range(len(rows))), marker_color=[qualitative.T10[k % 10] for k in rows], showlegend=False,
         error_x=dict(type="data", symmetric=False, array=_short(high - mean), arrayminus=_short(mean - low), color="#444444", thickness=1.2,
                      visible=len(tiou) > 1),
-        customdata=[f"<b>{classes[k]}</b><br>" + "<br>".join(f"tIoU {t:g}: {v:.3f}" for t, v in zip(tiou, ap[:, k])) for k in rows],
+        customdata=[f"<b>{named(classes[k])}</b><br>" + "<br>".join(f"tIoU {t:g}: {v:.3f}" for t, v in zip(tiou, ap[:, k])) for k in rows],
         hovertemplate="%{customdata}<br>mean: %{x:.3f}<extra></extra>"))
     average = ap[:, known].mean() if len(known) else np.nan
     words = [f"mean of all classes {average:.3f} (dashed)"] * bool(len(known))

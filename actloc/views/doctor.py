@@ -12,13 +12,14 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
+from .door import headed, named, numbers, thinned
 from .style import PLAIN
 
 # %% ../../nbs/views/55_doctor.ipynb #b4abe92e
 def counted(values: np.ndarray, per_doubling: int = 4) -> tuple[np.ndarray, np.ndarray]:   # edges [B + 1], counts [B]
     "A histogram whose bins are equal on a logarithmic axis."
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values) & (values > 0)]
+    values = numbers(values, "durations").reshape(-1)
+    values = values[np.isfinite(values) & (values > 0)].clip(2. ** -20, 2. ** 40)
     if not len(values): return np.array([1., 2.]), np.zeros(1, int)
     low, high = np.floor(np.log2(values.min()) * per_doubling), np.floor(np.log2(values.max()) * per_doubling) + 1
     edges = 2 ** (np.arange(low, high + 1) / per_doubling)
@@ -32,6 +33,9 @@ def duration_histogram(
 ) -> go.Figure:
     "Durations on a logarithmic axis, with the durations that each level learns."
     edges, counts = counted(durations)
+    missing = np.size(durations) - counts.sum()
+    if any(not low >= 0 or not high > low for low, high in regression_ranges): raise ValueError(f"duration_histogram: ranges {tuple(regression_ranges)!r:.80} came; (low, high) with low < high is needed for each level")
+    reach = reach if reach is not None and 0 < reach < np.inf else None
     figure = go.Figure(go.Bar(x=np.sqrt(edges[1:] * edges[:-1]).round(3).tolist(), y=counts.tolist(), width=(np.diff(edges) * .96).round(3).tolist(), marker_color=qualitative.T10[0],
                               customdata=[f"{a:.3g} to {b:.3g} steps" for a, b in zip(edges, edges[1:])], hovertemplate="%{customdata}<br>%{y} segments<extra></extra>"))
     left, right = min(edges[0], 1), max(edges[-1], *(2.6 * low for low, _ in regression_ranges)) if regression_ranges else edges[-1]
@@ -42,21 +46,23 @@ def duration_histogram(
     if reach is not None: figure.add_vline(x=round(float(reach), 2), line=dict(color="#444444", dash="dash", width=1))
     ticks = [2 ** k for k in range(int(np.floor(np.log2(left))), int(np.ceil(np.log2(right))) + 1)]
     ticks = ticks[::1 if len(ticks) < 10 else 2]
-    words = ["colour: the level whose middle points learn it"] * bool(regression_ranges) + ([] if reach is None else [f"dashed: {reach:.3g} steps"])
+    words = ["colour: the level whose middle points learn it"] * bool(regression_ranges) + ([] if reach is None else [f"dashed: {reach:.3g} steps"]) + [f"{missing:,} without a finite length left out"] * bool(missing)
     figure.update_xaxes(type="log", range=[float(np.log10(left)), float(np.log10(right))], tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     return dressed(figure, "How long segments last", words, "duration (grid steps, logarithmic)", "segments")
 
 def dressed(figure: go.Figure, title: str, words: list, x: str | None, y: str | None, height: int = 340) -> go.Figure:
     "Title, axes, and a word where nothing is drawn."
-    drawn = any(any(v for v in (trace.y if trace.orientation != "h" else trace.x)) for trace in figure.data if trace.x)
+    drawn = any(any(v and v == v for v in (trace.y if trace.orientation != "h" else trace.x)) for trace in figure.data if trace.x)
     if not drawn: figure.add_annotation(text="nothing to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
-    return figure.update_layout(title=title + (f"<br><sup>{'; '.join(words)}</sup>" if words else ""), template=PLAIN, height=height, bargap=.08, showlegend=len(figure.data) > 1,
-                                legend=dict(orientation="h", x=0, y=-.22, yanchor="top"), margin=dict(l=10, r=10, t=80, b=50)).update_xaxes(title=x).update_yaxes(title=y)
+    title, more = headed(title, words)
+    return figure.update_layout(title=title, template=PLAIN, height=height + more, bargap=.08, showlegend=len(figure.data) > 1,
+                                legend=dict(orientation="h", x=0, y=-.22, yanchor="top"), margin=dict(l=10, r=10, t=80 + more, b=50)).update_xaxes(title=x).update_yaxes(title=y)
 
 # %% ../../nbs/views/55_doctor.ipynb #6059537e
 def level_bars(shares: tuple, regression_ranges: tuple) -> go.Figure:
     "Share of the segments that each level learns; a segment can be learned by two. Raises ValueError unless there is one share per range."
     if len(shares) != len(regression_ranges): raise ValueError(f"level_bars: {len(shares)} shares but {len(regression_ranges)} ranges came; one per level is needed")
+    shares = np.nan_to_num(numbers(shares, "level_bars: shares"), posinf=0, neginf=0).tolist()
     names = [f"{level}: {low} to {high if level < len(shares) - 1 else '∞'}" for level, (low, high) in enumerate(regression_ranges)]
     figure = go.Figure(go.Bar(orientation="h", y=list(range(len(shares))), x=[round(100 * s, 2) for s in shares], marker_color=[qualitative.T10[l % 10] for l in range(len(shares))],
                               customdata=names, hovertemplate="level %{customdata} steps<br>%{x:.1f} % of the segments<extra></extra>"))
@@ -66,12 +72,14 @@ def level_bars(shares: tuple, regression_ranges: tuple) -> go.Figure:
 # %% ../../nbs/views/55_doctor.ipynb #0617ae23
 def length_histogram(lengths: np.ndarray, max_seq_len: int | None = None) -> go.Figure:
     "Lengths of recordings, and how long the longest may be that is not cropped."
-    lengths = np.asarray(lengths, np.float64).reshape(-1)
+    lengths = numbers(lengths, "length_histogram: lengths").reshape(-1)
+    lengths, missing = lengths[np.isfinite(lengths)], int((~np.isfinite(lengths)).sum())
     counts, edges = np.histogram(lengths, bins=min(40, max(1, len(np.unique(lengths)))))
     figure = go.Figure(go.Bar(x=((edges[1:] + edges[:-1]) / 2).round(2).tolist(), y=counts.tolist(), width=(np.diff(edges) * .96).round(2).tolist(), marker_color=qualitative.T10[3],
                               customdata=[f"{a:.0f} to {b:.0f} steps" for a, b in zip(edges, edges[1:])], hovertemplate="%{customdata}<br>%{y} recordings<extra></extra>"))
-    if max_seq_len: figure.add_vline(x=max_seq_len, line=dict(color="#444444", dash="dash", width=1))
+    if max_seq_len and np.isfinite(max_seq_len): figure.add_vline(x=max_seq_len, line=dict(color="#444444", dash="dash", width=1))
     words = [f"dashed: max_seq_len {max_seq_len}, holds {100 * np.mean(lengths <= max_seq_len):.0f} %"] if max_seq_len and len(lengths) else []
+    words += [f"{missing:,} that are not finite left out"] * bool(missing)
     return dressed(figure, "How long recordings are", words, "length (grid steps)", "recordings")
 
 # %% ../../nbs/views/55_doctor.ipynb #4bed3f25
@@ -83,11 +91,13 @@ def label_bars(
     "Examples of every label, a colour per subset, the most frequent first. Raises ValueError where counts and subsets disagree."
     for name, counts in labels:
         if len(counts) != len(subsets): raise ValueError(f"label_bars: {name} came with {len(counts)} counts for {len(subsets)} subsets")
-    order = sorted(labels, key=lambda label: -sum(label[1]))
+    labels = [(name, np.nan_to_num(numbers(counts, f"label_bars: counts of {name}")).reshape(-1)[:10].tolist()) for name, counts in labels]
+    few = thinned(min(len(subsets), 10), len(subsets), "subsets", "the first")
+    subsets, order = [named(subset, 40) for subset in subsets[:10]], sorted(labels, key=lambda label: -sum(label[1]))
     shown = order if len(order) <= max_shown else order[: max_shown // 2] + order[-(max_shown // 2):]
-    short = [name if len(name) <= 22 else name[:11] + "…" + name[-10:] for name, _ in shown]
+    short = [named(name, 22) for name, _ in shown]
     figure = go.Figure([go.Bar(orientation="h", name=subset or "no subset", y=list(range(len(shown))), x=[counts[i] for _, counts in shown], marker_color=qualitative.T10[i % 10],
-                               customdata=[name for name, _ in shown], hovertemplate=f"%{{customdata}}<br>{subset or 'no subset'}: %{{x}}<extra></extra>") for i, subset in enumerate(subsets)])
+                               customdata=[named(name) for name, _ in shown], hovertemplate=f"%{{customdata}}<br>{subset or 'no subset'}: %{{x}}<extra></extra>") for i, subset in enumerate(subsets)])
     figure.update_yaxes(tickvals=list(range(len(shown))), ticktext=short, range=[max(len(shown), 1) - .5, -.5], ticklabelstandoff=5)
-    words = [f"the {len(shown) // 2} most frequent and the {len(shown) // 2} rarest of {len(order)}"] * (len(shown) < len(order))
+    words = [f"the {len(shown) // 2} most frequent and the {len(shown) // 2} rarest of {len(order)}"] * (len(shown) < len(order)) + few
     return dressed(figure, "Examples of each label", words, "examples", None, 170 + 22 * max(len(shown), 3)).update_layout(barmode="stack", legend=dict(y=1, yanchor="bottom"), margin_t=90)

@@ -16,15 +16,17 @@ from urllib.parse import quote
 import numpy as np
 
 from ..core.records import Detections
+from .door import drawn_from, headed, named
 
 # %% ../../nbs/views/60_outputs.ipynb #5624725f
 def in_order(
     found: Detections,      # in seconds
     threshold: float = 0.,  # scores below are left out
+    classes: int | None = None,  # how many have a name; None: any
 ) -> Detections:
-    "The detections in the order in which they begin."
-    found = found.numpy()
-    kept = found[np.flatnonzero(found.scores >= threshold)]
+    "The detections in the order in which they begin, without those that have no finite times or score. Raises ValueError for columns that do not fit."
+    found = drawn_from(found, "detections", classes)
+    kept = found[np.flatnonzero((found.scores >= threshold) & np.isfinite(found.scores) & np.isfinite(found.segments).all(1))]
     return kept[np.lexsort((-kept.scores, kept.segments[:, 0]))]
 
 # %% ../../nbs/views/60_outputs.ipynb #34d33f1c
@@ -33,18 +35,20 @@ def clock(
     point: str = ".",   # before the milliseconds; SRT wants a comma
 ) -> str:
     "Hours, minutes, seconds and milliseconds."
-    ms = round(float(seconds) * 1000)
+    if not np.isfinite(seconds): return "--:--:--" + point + "---"
+    ms = round(abs(float(seconds)) * 1000) * (1 if seconds >= 0 else -1)
+    if ms < 0: return "-" + clock(-float(seconds), point)
     return f"{ms // 3600000:02d}:{ms // 60000 % 60:02d}:{ms // 1000 % 60:02d}{point}{ms % 1000:03d}"
 
 def text_table(found: Detections, classes: tuple, threshold: float = 0.) -> str:
     "Start, end, score and label of every detection, one per line."
-    found = in_order(found, threshold)
+    found = in_order(found, threshold, len(classes))
     lines = [f"{clock(start)}  {clock(end)}  {score:5.3f}  {classes[k]}" for (start, end), k, score in zip(found.segments, found.labels, found.scores)]
     return "\n".join(["start         end           score  label", *lines]) + "\n"
 
 def rows_of(id: str, found: Detections, classes: tuple, threshold: float = 0.) -> list[tuple]:
     "(recording, start, end, label, score) of every detection."
-    found = in_order(found, threshold)
+    found = in_order(found, threshold, len(classes))
     return [(id, float(start), float(end), classes[k], float(score)) for (start, end), k, score in zip(found.segments, found.labels, found.scores)]
 
 # %% ../../nbs/views/60_outputs.ipynb #e4aa2d26
@@ -59,9 +63,10 @@ def cues(
     found: Detections,       # in seconds
     threshold: float = .2,   # scores below are left out
     most: int = 3,           # labels at a time
+    classes: int | None = None,   # how many have a name; None: any
 ) -> list[Cue]:              # one after the other, those that say nothing left out
     "Time in pieces in which the same goes on."
-    found = in_order(found, threshold)
+    found = in_order(found, threshold, classes)
     times, pieces = np.unique(found.segments.round(3)), []
     segments = found.segments.round(3)
     for start, end in zip(times[:-1], times[1:]):
@@ -84,7 +89,7 @@ def subtitles(
     plain = lambda name: " ".join(str(name).split())
     text = (lambda name: escape(plain(name), quote=False)) if kind == "vtt" else plain
     blocks = []
-    for i, cue in enumerate(cues(found, threshold, most), 1):
+    for i, cue in enumerate(cues(found, threshold, most, len(classes)), 1):
         span = " --> ".join(clock(t, "," if kind == "srt" else ".") for t in (cue.start, cue.end))
         blocks.append(f"{i}\n{span}\n" + "\n".join(f"{text(classes[k])} {score:.2f}" for k, score in cue.labels))
     return "\n\n".join((["WEBVTT"] if kind == "vtt" else []) + blocks) + "\n"
@@ -96,10 +101,13 @@ class Overlay:
     "Draws a label bar and a timeline strip into pictures of one size."
 
     def __init__(self, found: Detections, classes: tuple, duration_s: float, height: int, width: int, threshold: float = .2, most: int = 3):
-        self.classes, self.duration_s, self.cues = classes, duration_s, cues(found, threshold, most)
+        "Raises ValueError for a duration that is no positive number."
+        if not 0 < duration_s < float("inf"): raise ValueError(f"overlay: a duration of {duration_s!r} s came; a positive number is needed")
+        self.classes, self.duration_s, self.cues = classes, duration_s, cues(found, threshold, most, len(classes))
         self.starts = np.array([c.start for c in self.cues])
-        self.bar, self.strip_height = max(14, height // 16), max(6, height // 40)
-        self.strip = strip_of(in_order(found, threshold), duration_s, self.strip_height, width)
+        self.strip_height = min(max(6, height // 40), height)
+        self.bar = min(max(14, height // 16), height - self.strip_height)
+        self.strip = strip_of(in_order(found, threshold, len(classes)), duration_s, self.strip_height, width)
         self.texts = {}                                     # number of the cue -> the part of the picture that its words cover
 
     def draw(self, picture: np.ndarray, second: float) -> np.ndarray:   # [H, W, 3] uint8
@@ -107,7 +115,8 @@ class Overlay:
         H, W = picture.shape[:2]
         out = picture.copy()
         out[H - self.strip_height:] = self.strip
-        at = min(W - 1, int(second / self.duration_s * W))
+        if not np.isfinite(second): return out
+        at = min(W - 1, int(max(0, second) / self.duration_s * W))
         out[H - self.strip_height:, max(0, at - 1): at + 1] = 255
         if (words := self.words(second, W)) is not None:
             place = out[H - self.strip_height - self.bar: H - self.strip_height]
@@ -117,7 +126,7 @@ class Overlay:
     def words(self, second: float, width: int) -> np.ndarray | None:    # [bar, W, 3], black where there is no letter
         "The label bar of that second; None if nothing goes on."
         i = int(np.searchsorted(self.starts, second, "right")) - 1
-        if i < 0 or second >= self.cues[i].end: return None
+        if i < 0 or second >= self.cues[i].end or self.bar < 8: return None
         if i not in self.texts: self.texts = {i: words_of(self.cues[i], self.classes, self.bar, width)}
         return self.texts[i]
 
@@ -125,7 +134,7 @@ def strip_of(found: Detections, duration_s: float, height: int, width: int) -> n
     "The whole recording as a strip: the surest detection's colour wherever there is one."
     strip = np.full((height, width, 3), 40, np.uint8)
     for i in np.argsort(found.scores, kind="stable"):
-        start, end = found.segments[i] / duration_s * width
+        start, end = found.segments[i].clip(0, duration_s) / duration_s * width
         strip[1: height - 1, int(start): max(int(start) + 1, int(np.ceil(end)))] = COLOURS[int(found.labels[i]) % len(COLOURS)]
     return strip
 
@@ -153,7 +162,9 @@ def boxed(
 
     image, (H, W) = Image.fromarray(np.ascontiguousarray(picture)), picture.shape[:2]
     draw, font, line = ImageDraw.Draw(image), ImageFont.load_default(max(10, H // 28)), max(1, H // 160)
-    for i, (box, text) in enumerate(zip(np.asarray(boxes).clip(0, 1), words)):
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    for i, (box, text) in enumerate(zip(boxes.clip(0, 1), words)):
+        if not np.isfinite(box).all(): continue
         x1, y1, x2, y2 = (box * [W, H, W, H]).tolist()
         colour = COLOURS[i % len(COLOURS)]
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
@@ -177,17 +188,19 @@ def lanes(
     from actloc.views.style import PLAIN
     from actloc.views.timeline import bars, strongest
 
-    shown, said = strongest(found.numpy(), threshold, max_shown, "detections")
+    shown, said = strongest(drawn_from(found, "lanes", len(classes)), threshold, max_shown, "detections")
     present = list(dict.fromkeys(shown.labels[::-1].tolist()))
     rows, figure = sorted(present[:max_rows]), go.Figure()
     said += [f"{len(rows)} of {len(present)} classes shown"] * (len(rows) < len(present))
     for row, k in enumerate(rows):
         mine, colour = shown[shown.labels == k], qualitative.T10[k % 10]
-        figure.add_trace(bars(mine, row, colour, f"<b>{escape(str(classes[k]))}</b>", [f", score {s:.2f}" for s in mine.scores], colour).update(width=.6))
-    names = [str(classes[k]) if len(str(classes[k])) <= 22 else str(classes[k])[:21] + "…" for k in rows]
-    figure.update_xaxes(title="time (s)", range=[0, duration_s])
-    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, range=[max(len(rows), 1) - .5, -.5], showgrid=False, zeroline=False, ticklabelstandoff=5)
-    return figure.update_layout(title="; ".join(["darker is surer", *said]), barmode="overlay", template=PLAIN, height=110 + 34 * max(len(rows), 1), margin=dict(l=10, r=20, t=40, b=50))
+        figure.add_trace(bars(mine, row, colour, f"<b>{named(classes[k])}</b>", [f", score {s:.2f}" for s in mine.scores], colour).update(width=.6))
+    if not rows: figure.add_annotation(text="no detection to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
+    end = duration_s if 0 < duration_s < float("inf") else max(shown.segments.max(initial=0), 1.)
+    title, more = headed("darker is surer", said)
+    figure.update_xaxes(title="time (s)", range=[0, float(end)])
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[named(classes[k], 22) for k in rows], range=[max(len(rows), 1) - .5, -.5], showgrid=False, zeroline=False, ticklabelstandoff=5)
+    return figure.update_layout(title=title, barmode="overlay", template=PLAIN, height=110 + more + 34 * max(len(rows), 1), margin=dict(l=10, r=20, t=50 + more, b=50))
 
 # %% ../../nbs/views/60_outputs.ipynb #421dee04
 SEEK = """
@@ -231,7 +244,7 @@ def video_page(
 
     figure = lanes(found, classes, duration_s, threshold)
     figure.update_layout(title=f"{figure.layout.title.text}. A click plays the moment.")
-    shown = in_order(found, threshold)
+    shown, id, video = in_order(found, threshold, len(classes)), str(id), str(video)
     best = shown[np.sort(np.argsort(-shown.scores, kind="stable")[:most])]
     lines = "".join(f'<tr><td><button data-second="{start:.3f}">{clock(start)}</button></td><td>{clock(end)}</td><td>{escape(str(classes[k]))}</td><td class="number">{score:.2f}</td></tr>\n'
                     for (start, end), k, score in zip(best.segments, best.labels, best.scores)) or '<tr><td colspan="4">nothing</td></tr>'
@@ -239,7 +252,7 @@ def video_page(
     policy = f"{POLICY}; media-src * file: data: blob:"
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(id)}</title>\n<style>{STYLE}{LOOK}</style><script>{get_plotlyjs()}</script></head>\n'
-            f'<body><main><h1>{escape(id)}</h1>\n<section><video controls preload="metadata" src="{escape(quote(video, safe="/:."))}"></video>\n'
+            f'<body><main><h1>{escape(id)}</h1>\n<section><video controls preload="metadata" src="{escape(quote(video, safe="/:.", errors="surrogateescape"))}"></video>\n'
             f'<p id="trouble" hidden>The video {escape(video)} cannot be played from here; it must lie at that path from this page, in a format that browsers play (mp4 with H.264).</p>\n'
             f'{framed(figure, 1, id)}</section>\n<section><h2>List</h2><p>{said}</p><div class="table list" tabindex="0"><table><thead><tr><th>start</th><th>end</th><th>label</th><th class="number">score</th></tr></thead>\n'
             f"<tbody>{lines}</tbody></table></div></section></main><script>{SEEK}</script></body></html>\n")

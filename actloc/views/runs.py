@@ -10,12 +10,14 @@ __all__ = ['SORT', 'SORT_STYLE', 'metric_against', 'class_differences', 'sortabl
 # Out: plain plotly Figures; a self-contained page.
 import re
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
+from .door import evenly, headed, named, numbers, thinned
 from .report import page, write_report
 from .style import PLAIN
 
@@ -28,18 +30,22 @@ def metric_against(
     parameter: str,
     metric: str,
     max_lines: int = 10,
+    max_runs: int = 1000,
 ) -> go.Figure:
     "Points per run and a line through their means. Raises ValueError for columns of different length."
     if not len(x) == len(y) == len(lines) == len(runs):
         raise ValueError(f"metric_against: {len(x)} x, {len(y)} y, {len(lines)} lines and {len(runs)} names came; one of each per run is needed")
-    whole = [i for i in range(len(x)) if x[i] is not None and y[i] is not None and np.isfinite(y[i])]
+    y = numbers(y, "metric_against: y").reshape(-1)
+    whole = [i for i in range(len(x)) if x[i] is not None and np.isfinite(y[i]) and (not _is_number(x[i]) or np.isfinite(x[i]))]
+    known, whole = len(whole), [whole[i] for i in evenly(len(whole), max_runs)]
+    parameter, metric, runs, lines = named(parameter, 60), named(metric, 60), [named(run) for run in runs], [named(line, 60) for line in lines]
     names = list(dict.fromkeys(lines[i] for i in whole))
     numeric = all(_is_number(x[i]) for i in whole)
     figure = go.Figure()
     for name, colour in zip(names[:max_lines], qualitative.T10 * (max_lines // 10 + 1)):
         mine = [i for i in whole if lines[i] == name]
         _draw(figure, [x[i] if numeric else str(x[i]) for i in mine], [float(y[i]) for i in mine], [runs[i] for i in mine], name, colour, len(names) > 1)
-    words = [f"{len(x) - len(whole)} of {len(x)} runs lack one of the two and are left out"] * (len(whole) < len(x))
+    words = [f"{len(x) - known} of {len(x)} runs lack one of the two and are left out"] * (known < len(x)) + thinned(len(whole), known, "runs", "evenly spread")
     words += [f"{max_lines} of {len(names)} lines shown"] * (len(names) > max_lines)
     figure.update_xaxes(**_axis([x[i] for i in whole], numeric), title=parameter).update_yaxes(title=metric)
     return _dressed(figure, f"{metric} against {parameter}", ["points: runs, line: their mean", *words] if whole else words, 400 + 12 * min(len(names), max_lines), not whole)
@@ -60,7 +66,7 @@ def _axis(values, numeric):
     wide = len(values) > 0 and min(values) > 0 and max(values) / min(values) >= 50
     return dict(type="log" if wide else "linear")
 
-def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value): return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
 
 def _natural(text):
     "Sorts w9 before w19."
@@ -71,8 +77,9 @@ def _rounded(values): return [float(f"{v:.6g}") for v in values]
 def _dressed(figure, title, words, height, empty):
     "The look of this page."
     if empty: figure.add_annotation(text="nothing to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
-    return figure.update_layout(title=title + (f"<br><sup>{'; '.join(words)}</sup>" if words else ""), template=PLAIN, height=height,
-                                margin=dict(l=10, r=20, t=70, b=50), legend=dict(orientation="h", x=0, y=-.22, yanchor="top"))
+    title, more = headed(title, words)
+    return figure.update_layout(title=title, template=PLAIN, height=height + more,
+                                margin=dict(l=10, r=20, t=70 + more, b=50), legend=dict(orientation="h", x=0, y=-.22, yanchor="top"))
 
 # %% ../../nbs/views/50_runs.ipynb #b64d3277
 def class_differences(
@@ -86,19 +93,22 @@ def class_differences(
     "What changed from the first run to the second. Raises ValueError for columns of different length."
     if not len(classes) == len(first) == len(second):
         raise ValueError(f"class_differences: {len(classes)} classes, {len(first)} and {len(second)} AP came; one of each per class is needed")
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    first, second, names = numbers(first, "class_differences: AP").reshape(-1), numbers(second, "class_differences: AP").reshape(-1), [named(name, 60) for name in names]
+    known, interval = np.flatnonzero(np.isfinite(first) & np.isfinite(second)), numbers(interval, "class_differences: interval").reshape(-1)
+    classes, first, second, missing = [classes[k] for k in known], first[known], second[known], len(classes) - len(known)
     change = second - first
     large = np.sort(np.argsort(-abs(change), kind="stable")[:max_shown])
     rows = large[np.argsort(-change[large], kind="stable")]
-    words = [f"mean {change.mean():+.4f} (dashed)"] * bool(len(change)) + [f"band: {interval[0]:+.4f} to {interval[1]:+.4f}"] * bool(np.isfinite(interval).all())
+    words = ([f"mean {change.mean():+.4f} (dashed)"] if len(change) else []) + [f"band: {interval[0]:+.4f} to {interval[1]:+.4f}"] * bool(np.isfinite(interval).all())
     words += [f"the {len(rows)} largest changes of {len(classes)} classes"] * (len(rows) < len(classes))
+    words += [f"{missing} without AP in both runs left out"] * bool(missing)
     figure = go.Figure(go.Bar(orientation="h", x=_rounded(change[rows]), y=list(range(len(rows))), showlegend=False,
                               marker_color=["#4c78a8" if change[k] >= 0 else "#e45756" for k in rows],
-                              customdata=[f"<b>{classes[k]}</b><br>{names[0]}: {first[k]:.4f}<br>{names[1]}: {second[k]:.4f}" for k in rows],
+                              customdata=[f"<b>{named(classes[k])}</b><br>{names[0]}: {first[k]:.4f}<br>{names[1]}: {second[k]:.4f}" for k in rows],
                               hovertemplate="%{customdata}<br>difference %{x:+.4f}<extra></extra>"))
     if np.isfinite(interval).all(): figure.add_vrect(*map(float, interval), fillcolor="#4c78a8", opacity=.12, line_width=0)
     if len(change): figure.add_vline(x=float(change.mean()), line=dict(color="#444444", dash="dash", width=1))
-    short = [classes[k] if len(classes[k]) <= 22 else classes[k][:11] + "…" + classes[k][-10:] for k in rows]
+    short = [named(classes[k], 22) for k in rows]
     figure.update_xaxes(title=f"AP of {names[1]} minus AP of {names[0]} (fraction)")
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=short, range=[max(len(rows), 1) - .5, -.5])
     return _dressed(figure, f"{names[1]} against {names[0]} by class", words, 170 + 24 * max(len(rows), 3), not len(rows))

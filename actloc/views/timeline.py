@@ -14,6 +14,7 @@ from plotly.colors import qualitative
 
 from ..core.records import Detections, Recording
 from ..core.segments import tiou
+from .door import drawn_from, headed, named
 from .style import PLAIN
 
 # %% ../../nbs/views/10_timeline.ipynb #b61d3089
@@ -23,7 +24,9 @@ def strongest(
     max_shown: int,       # at most so many are kept
     kind: str,            # what to call them: "detections"
 ) -> tuple[Detections, list[str]]:  # those to draw, the strongest last; a word for everything left out
-    "The detections worth drawing, and what has to be said about the others."
+    "The detections worth drawing, and what has to be said about the others. Raises ValueError for a threshold that is no number."
+    if not isinstance(threshold, (int, float, np.number)): raise ValueError(f"{kind}: threshold {threshold!r:.60} came, a number is needed")
+    found = drawn_from(found, kind)
     length = found.segments[:, 1] - found.segments[:, 0]
     drawable = np.isfinite(found.scores) & np.isfinite(length) & (length > 0)
     rows = np.flatnonzero(drawable & (found.scores >= threshold))
@@ -63,10 +66,11 @@ def timeline(
     "Annotated against detected segments of one recording. Raises ValueError for a label without a name or a limit under 1."
     if max_shown < 1 or max_rows < 1:
         raise ValueError(f"timeline: max_shown = {max_shown}, max_rows = {max_rows} came; both must be at least 1")
-    true = Detections(recording.segments_s, recording.labels, np.diff(recording.segments_s)[:, 0])     # "score" = length
-    found = (detections or true[:0]).numpy()
-    found = Detections(found.segments.reshape(-1, 2), found.labels.astype(np.int64), found.scores)
-    names = _names(np.r_[true.labels, found.labels], classes, recording.id)
+    if not all(hasattr(recording, name) for name in ("id", "duration_s", "segments_s", "labels")): raise ValueError(f"timeline: {recording!r:.60} came, a Recording is needed")
+    where, known = f"timeline of {str(recording.id)[:60]}", None if classes is None else len(classes)
+    true = drawn_from(Detections(recording.segments_s, recording.labels, np.zeros(len(recording.labels))), where, known)
+    true = Detections(true.segments, true.labels, true.segments[:, 1] - true.segments[:, 0])           # "score" = length
+    found = true[:0] if detections is None else drawn_from(detections, where, known)
     (annotated, said), (detected, more) = (strongest(true, 0, max_shown, "annotated segments"),
                                            strongest(found, threshold, max_shown, "detections"))
     said = [words.replace("highest scores", "longest") for words in said] + more
@@ -76,33 +80,29 @@ def timeline(
     figure = go.Figure()
     for row, k in enumerate(rows):
         truth, mine = annotated[annotated.labels == k], detected[detected.labels == k]
-        colour, all_true = qualitative.T10[k % 10], recording.segments_s[recording.labels == k]
+        name, colour, all_true = _name(k, classes), qualitative.T10[k % 10], true.segments[true.labels == k]
         best = tiou(mine.segments, all_true).max(1, initial=0)
         lines = [f"<br>score {s:.2f}, tIoU with the nearest truth {t:.2f}" for s, t in zip(mine.scores, best)]
         solid, half = Detections(truth.segments, truth.labels, np.ones(len(truth))), .2 * (detections is not None)
-        pair = (bars(solid, row - half, colour, f"<b>{names[k]}</b>, annotated", [""] * len(truth), "#333333"),
-                bars(mine, row + half, colour, f"<b>{names[k]}</b>, detected", lines, colour))
+        pair = (bars(solid, row - half, colour, f"<b>{named(name)}</b>, annotated", [""] * len(truth), "#333333"),
+                bars(mine, row + half, colour, f"<b>{named(name)}</b>, detected", lines, colour))
         figure.add_traces([trace for trace in pair if trace.x])
-    return _dressed(figure, recording, [names[k] for k in rows], detections is not None, said)
+    return _dressed(figure, recording, [named(_name(k, classes), 22) for k in rows], detections is not None, said)
 
-def _names(labels, classes, where):
-    "The name of every class number up to the largest label."
-    top = int(labels.max(initial=-1))
-    if labels.min(initial=0) < 0 or (classes is not None and top >= len(classes)):
-        wrong = labels[(labels < 0) | (labels >= (top + 1 if classes is None else len(classes)))][0]
-        raise ValueError(f"timeline of {where}: label {wrong} came, but there are names for 0 to "
-                         f"{(top if classes is None else len(classes) - 1)}; pass the classes that the model was trained with")
-    return [f"class {k}" for k in range(top + 1)] if classes is None else list(classes)
+def _name(k, classes):
+    "What a class is called."
+    return f"class {k}" if classes is None else classes[k]
 
 def _dressed(figure, recording, names, compared, said):
     "Axes, title and the words about what is missing."
-    lead = "upper bar annotated, lower bar detected (stronger = higher score)" if compared else "annotated segments"
-    short = [name if len(name) <= 22 else name[:11] + "…" + name[-10:] for name in names]
+    title, more = headed(named(recording.id, 46), ["above: annotated; below: detected (stronger: higher score)" if compared else "annotated segments", *said])
+    ends = [recording.duration_s, *(end for trace in figure.data for end in np.add(trace.base, trace.x).tolist())]
+    end = ends[0] if np.isfinite(ends[0]) and ends[0] > 0 else max([v for v in ends if np.isfinite(v) and v > 0], default=1.)
     if not names:
         figure.add_annotation(text="no segment to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
-    figure.update_xaxes(title="time (s)", range=[0, recording.duration_s])
-    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=short, range=[max(len(names), 1) - .5, -.5],
+    figure.update_xaxes(title="time (s)", range=[0, end])
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[max(len(names), 1) - .5, -.5],
                         showgrid=False, zeroline=False, ticklabelstandoff=5, automargin=True)
-    figure.update_layout(title=f"{recording.id}<br><sup>{'; '.join([lead, *said])}</sup>", barmode="overlay", template=PLAIN,
-                         height=130 + 44 * max(len(names), 1), margin=dict(l=10, r=20, t=60, b=50))
+    figure.update_layout(title=title, barmode="overlay", template=PLAIN,
+                         height=130 + more + 44 * max(len(names), 1), margin=dict(l=10, r=20, t=60 + more, b=50))
     return figure
