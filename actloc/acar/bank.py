@@ -125,13 +125,11 @@ class FeatureBank:
         window_s: float = 10.,                        # entries from second - window_s to second + window_s
         per_second: int = 5,                          # actors of each second
         random: np.random.Generator | None = None,    # draws them; None: the best scores
-        keep: float = 1.,                             # share of the entries that is left in such a draw
     ) -> Entries:
         "Entries of the time around. Raises ValueError for a video that the bank does not have."
         file, seconds, boxes, scores = self.file(video)
         first, last = np.searchsorted(seconds, second - window_s, "left"), np.searchsorted(seconds, second + window_s, "right")
         rows = at_most(seconds[first:last], scores[first:last] if random is None else random.random(last - first), per_second)
-        if random is not None and keep < 1: rows = rows[random.random(len(rows)) < keep]
         return Entries(file.get_slice("maps")[int(first):int(last)][rows], *(x[first:last][rows] for x in (seconds, boxes, scores)))
 
 def at_most(seconds: np.ndarray, merits: np.ndarray, n: int) -> np.ndarray:
@@ -163,12 +161,11 @@ class RememberingBatches:
     window_s: float = 10.
     per_second: int = 5
     seed: int = 0
-    keep: float = 1.      # share of the entries that a clip of `epoch` sees
 
     def __len__(self): return len(self.batches)
 
     def epoch(self, epoch: int) -> Iterator:
-        "Batches of one epoch, random actors of each second, a random share of them."
+        "Batches of one epoch, random actors of each second."
         for batch in self.batches.epoch(epoch): yield self.remembering(batch, lambda k: np.random.default_rng([self.seed, epoch, k]))
 
     def in_order(self, looks=(), keyframes=None) -> Iterator:
@@ -176,5 +173,5 @@ class RememberingBatches:
         for batch in self.batches.in_order(looks, keyframes): yield self.remembering(batch, lambda k: None)
 
     def remembering(self, batch, random):
-        around = lambda k: self.bank.around(self.keyframes.videos[self.keyframes.video[k]], self.keyframes.second[k], self.window_s, self.per_second, random(k), self.keep)
+        around = lambda k: self.bank.around(self.keyframes.videos[self.keyframes.video[k]], self.keyframes.second[k], self.window_s, self.per_second, random(k))
         return replace(batch, memory=[around(k).maps for k in batch.keyframe.tolist()])

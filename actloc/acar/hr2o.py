@@ -61,7 +61,7 @@ class HighOrderRelation(nn.Module):
         self.dropout = nn.Dropout(dropout)
         for conv in (self.query, self.key, self.value, self.output): nn.init.kaiming_normal_(conv.weight)
         self.before = nn.GroupNorm(1, channels) if remembers else None
-        if remembers: nn.init.zeros_(self.output.weight), self.query.weight.data.mul_(.5), self.key.weight.data.copy_(self.query.weight.data)
+        if remembers: nn.init.zeros_(self.output.weight), self.key.weight.data.copy_(self.query.weight.data)
 
     def forward(self,
         maps: Tensor,                         # [N, h, w, D], zero outside of sizes

@@ -180,11 +180,6 @@ class MemoryConfig(Settings):
     window_s: float = 10.              # entries from so many seconds before to so many after
     per_second: int = 5                # actors of each second
     grid: tuple | None = None          # positions that entries keep: None all, (1, 1) vectors
-    keep: float = 1.                   # share of the entries that a clip sees in training
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not (self.window_s >= 0 and self.per_second >= 1 and 0 < self.keep <= 1): raise ValueError(f"{self} came; a window of 0 s or more, at least one actor per second, and a share above 0 are needed")
 
 def remembering(
     batches: ClipBatches,
@@ -197,7 +192,7 @@ def remembering(
     "The batches, each clip with its entries of a feature bank."
     whole = ClipBatches(detected, batches.videos, batches.config, batches.batch_size, training=False, workers=batches.workers, skip_missing=batches.skip_missing)
     bank = write_bank(folder, model, whole, detected.keyframes, detected.scores, config.grid, progress)
-    return RememberingBatches(batches, bank, batches.people.keyframes, config.window_s, config.per_second, batches.seed, config.keep)
+    return RememberingBatches(batches, bank, batches.people.keyframes, config.window_s, config.per_second, batches.seed)
 
 # %% ../../nbs/app/12_actions.ipynb #1a6a317b
 def entries_of(batches: RememberingBatches, k: int) -> tuple:   # seconds [M], number of the actor [M], second of the key frame
