@@ -101,7 +101,7 @@ def looked_at(recording, lengths: np.ndarray, classes: tuple[str, ...] | None = 
     above = timeline(recording, None, classes)
     rows = max(1, len(above.layout.yaxis.tickvals))
     heights = [60 + 30 * rows, 150, 110]
-    figure = make_subplots(3, 1, row_heights=heights, vertical_spacing=50 / (sum(heights) + 75), shared_xaxes=False)
+    figure = make_subplots(3, 1, row_heights=heights, vertical_spacing=64 / (sum(heights) + 103), shared_xaxes=False)
     figure.add_traces(above.data, rows=1, cols=1)
     try: picture, said = feature_picture(recording.features, getattr(getattr(recording, "grid", None), "to_seconds", None))
     except Exception as error: picture, said = None, [f"the features cannot be read: {named(in_words(error))}"]
@@ -113,7 +113,7 @@ def looked_at(recording, lengths: np.ndarray, classes: tuple[str, ...] | None = 
     figure.add_bar(x=((edges[1:] + edges[:-1]) / 2).round(2).tolist(), y=counts.tolist(), width=(np.diff(edges) * .96).round(2).tolist(), marker_color="#9ecae9", showlegend=False,
                    hovertemplate="about %{x:g} s: %{y} recordings<extra></extra>", row=3, col=1)
     if np.isfinite(recording.duration_s): figure.add_vline(x=float(recording.duration_s), line=dict(color="#e45756", width=2), row=3, col=1)
-    figure.update_layout(template=above.layout.template, barmode="overlay", title=above.layout.title, height=sum(heights) + 230, margin=dict(l=10, r=20, t=110, b=45))
+    figure.update_layout(template=above.layout.template, barmode="overlay", title=above.layout.title, height=sum(heights) + 258, margin=dict(l=10, r=20, t=110, b=45))
     below = [f"{len(recording.labels):,} segments; red: its length among {len(lengths):,}", *said]
     figure.layout.title.text += "".join(f"<br><sup>{line}</sup>" for words in below for line in wrap(words, 62))
     same = above.layout.xaxis.range
