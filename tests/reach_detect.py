@@ -1,6 +1,7 @@
 """Video in, segments out, by hand on a quiet machine (pytest does not collect this file); writes results/detect_reach.json. About 15 minutes on 2 cores.
 
   python tests/reach_detect.py              all of it
+  python tests/reach_detect.py memory       one part (start, speed, memory); the others stay as they are in the file
   python tests/reach_detect.py --minutes 1 3 --json /tmp/detect.json      small, to see that it works
 
 Speed: the real clips of ../shared/data/videos through R3D-18 at 112 pixels (every 16 frames, every 8) and a model, seconds of video per second of wall clock, decoding
@@ -20,7 +21,7 @@ from pathlib import Path
 import av
 
 from actloc.app.runs import environment
-from actloc.core.files import replacing
+from actloc.core.files import read_json, replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ROOT.parent / "shared/data/videos"
@@ -112,23 +113,27 @@ def apart(what: str) -> dict:
     return json.loads(subprocess.run([sys.executable, __file__, "--only", what], check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
+PARTS = {"start": lambda minutes: start(), "speed": lambda minutes: {precision: apart(f"speed={precision}") for precision in ("float32", "bfloat16")},
+         "memory": lambda minutes: [apart(f"memory={m}") for m in minutes]}
+
+
 def main():
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (default: all)")
     asked.add_argument("--minutes", nargs=2, type=float, default=[1, 60])
-    asked.add_argument("--json", default=str(ROOT / "results/detect_reach.json"))
+    asked.add_argument("--json", type=Path, default=ROOT / "results/detect_reach.json")
     asked.add_argument("--only", help=argparse.SUPPRESS)
     args = asked.parse_args()
     if args.only:
         what, value = args.only.split("=")
         return print(json.dumps({"speed": speed, "memory": lambda m: memory(float(m))}[what](value)))
     if not CLIPS.is_dir(): sys.exit(f"{CLIPS}: the real clips are not here")
-    found = {"start": start()}
-    for precision in ("float32", "bfloat16"):
-        found[precision] = apart(f"speed={precision}")
-        print(precision, found[precision], flush=True)
-    found["memory"] = [apart(f"memory={m}") for m in args.minutes]
-    print(found["start"], *found["memory"], sep="\n")
-    with replacing(args.json) as file: json.dump({**found, "environment": environment()}, file, indent=1)
+    if wrong := set(args.parts) - set(PARTS): asked.error(f"there is no part {wrong.pop()!r}; there are {', '.join(PARTS)}")
+    found = read_json(args.json) if args.json.exists() else {}
+    for part in args.parts or PARTS:
+        found[part] = {"measured": PARTS[part](args.minutes), "environment": environment()}
+        print(part, found[part]["measured"], flush=True)
+        with replacing(args.json) as file: json.dump(found, file, indent=1)
 
 
 if __name__ == "__main__": main()
