@@ -266,8 +266,7 @@ def feature_chunks(
     held, start, clips = torch.zeros(3, 0, how.size, how.size), 0, max(CLIPS, 2 * network.hands)   # frames from `start` on
     for first in range(0, T, clips):
         here, end = first * how.stride, (min(first + clips, T) - 1) * how.stride + how.num_frames
-        held = held[:, here - start:]
-        held, start = torch.cat([held, squares(video, numbers[here + held.shape[1]:end], how)], 1), here
+        (held,), start = apart(lambda left: torch.cat([left, squares(video, numbers[here + left.shape[1]:end], how)], 1), [held[:, here - start:]], 1), here
         piece = network.look(held.unfold(1, how.num_frames, how.stride).permute(1, 0, 4, 2, 3))
         if not np.isfinite(piece).all(): raise ValueError(f"{video.name}: {how.network} gave numbers that are not finite in {how.precision}; take bfloat16 or float32, or other weights")
         yield piece
