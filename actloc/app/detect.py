@@ -26,7 +26,7 @@ from ..actionformer.model import ActionFormer
 from .extract import VIDEOS
 from .localize import ModelCard, load_model, read_card
 from .stream import StreamConfig, localize_long
-from ..core.files import refuse_unknown, replacing
+from ..core.files import refuse_unknown, replacing, try_folder
 from ..core.header import FeatureHeader, check_header
 from ..core.records import Detections
 from ..data.features import SUFFIXES, Place, entry_of, read_array, read_header
@@ -266,8 +266,7 @@ class Writer:
     def check_place(self, folder: Path):
         "Refuses a folder that cannot be written to, by writing to it."
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder): pass
+            try_folder(folder)
         except OSError as error: raise ValueError(f"{self.out}: cannot be written ({folder}: {error.strerror}); choose another place, or change its permissions") from None
 
     def check_single(self, formats: tuple, several: bool):

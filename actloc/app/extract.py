@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..acar.bank import fingerprint_of
-from ..core.files import first_line, read_torch_weights, refuse_unknown, replacing
+from ..core.files import first_line, read_torch_weights, refuse_unknown, replacing, try_folder
 from ..core.header import FeatureHeader, differences
 from ..data.features import Place, entry_of, read_header
 from ..data.video import Video, normalised, open_video
@@ -137,7 +137,8 @@ class Network:
 
     def look(self, clips: Tensor) -> np.ndarray:   # [B, 3, F, H, W] -> [C, B] float32
         "One column per clip. On a CPU every core takes clips of its own."
-        return np.concatenate(apart(self.look_at_once, clips.chunk(self.hands)), 1)
+        pieces = clips.chunk(self.hands)
+        return np.concatenate(apart(self.look_at_once, pieces), 1) if len(pieces) > 1 else self.look_at_once(clips)
 
     @property
     def hands(self) -> int: return torch.get_num_threads() if self.here.device.type == "cpu" else 1
@@ -266,7 +267,7 @@ def feature_chunks(
     held, start, clips = torch.zeros(3, 0, how.size, how.size), 0, max(CLIPS, 2 * network.hands)   # frames from `start` on
     for first in range(0, T, clips):
         here, end = first * how.stride, (min(first + clips, T) - 1) * how.stride + how.num_frames
-        (held,), start = apart(lambda left: torch.cat([left, squares(video, numbers[here + left.shape[1]:end], how)], 1), [held[:, here - start:]], 1), here
+        (held,), start = apart(lambda left: torch.cat([left, squares(video, numbers[here + left.shape[1]:end], how)], 1), [held[:, here - start:]]), here   # a team of threads would spin beside the network
         piece = network.look(held.unfold(1, how.num_frames, how.stride).permute(1, 0, 4, 2, 3))
         if not np.isfinite(piece).all(): raise ValueError(f"{video.name}: {how.network} gave numbers that are not finite in {how.precision}; take bfloat16 or float32, or other weights")
         yield piece
@@ -355,9 +356,7 @@ def extract(
 
 def check_writable(out: Path):
     "Raises ValueError for a folder that cannot be made or written."
-    try:
-        with replacing(out / ".writable"): pass
-        (out / ".writable").unlink(missing_ok=True)
+    try: try_folder(out)
     except OSError as error: raise ValueError(f"{out}: features cannot be written here ({error.strerror or error}); choose another folder, or change its permissions") from None
 
 def reason_of(path: Path, out: Path, network: Network, progress: bool = False) -> str:

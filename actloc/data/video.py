@@ -94,18 +94,18 @@ class Sound:
         self.source, self.container, self.next = av.open(str(path)), container, None
         stream = next((s for s in self.source.streams.audio if s.codec_context.codec.canonical_name in container.supported_codecs), None)
         self.copy = container.add_stream_from_template(stream) if stream else None
-        self.packets = self.source.demux(stream) if stream else iter(())
+        self.packets, self.start_s = self.source.demux(stream) if stream else iter(()), max(self.source.start_time or 0, 0) / 1e6      # players begin there
 
     def until(self, second: float):
         "Passes on what is heard until then; the file is closed after the last packet."
-        shift = max(self.source.start_time or 0, 0) / 1e6      # players begin there
         self.next = self.next or next(self.packets, None)
-        while self.next is not None and (self.next.dts is None or self.next.dts * self.next.time_base - shift <= second):
-            if self.next.dts is not None: self.pass_on(self.next, round(shift / self.next.time_base))
+        while self.next is not None and (self.next.dts is None or self.next.dts * self.next.time_base - self.start_s <= second):
+            if self.next.dts is not None: self.pass_on(self.next)
             self.next = next(self.packets, None)
         if second == float("inf"): self.source.close()
 
-    def pass_on(self, packet, shift: int):
+    def pass_on(self, packet):
+        shift = round(self.start_s / packet.time_base)
         packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, self.copy
         self.container.mux(packet)
 

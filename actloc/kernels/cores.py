@@ -32,9 +32,8 @@ def over_cores(kernel, total: int, *arguments, grain: int = 1):
     for other in others: other.result()
 
 # %% ../../nbs/kernels/05_cores.ipynb #b74ee7d2
-def apart(function, pieces: list, least: int = 2) -> list:
-    "function(piece) of each piece, in order; each on a thread of its own, whose torch uses one core (fewer than `least` pieces: here). Modes that belong to a thread (inference, autocast) are the function's to enter."
-    if len(pieces) < least: return [function(piece) for piece in pieces]
+def apart(function, pieces: list) -> list:
+    "function(piece) of each piece, in order; each on a thread of its own, whose torch uses one core. Modes that belong to a thread (inference, autocast) are the function's to enter."
     threads = torch.get_num_threads()
     waiting = [pool(os.getpid()).submit(alone, function, piece) for piece in pieces]
     try: return [one.result() for one in waiting]

@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .door import evenly, named, numbers, thinned
+from .door import evenly, headed, named, numbers, thinned
 from .style import PLAIN
 
 # %% ../../nbs/views/40_errors.ipynb #f7558085
@@ -41,10 +41,11 @@ def error_gains(
     figure.update_yaxes(autorange="reversed")
     return _dressed(figure, f"What each kind of error costs (mAP {mAP:.3f})", 140 + 34 * max(len(kinds), 2), l=120, empty=not len(kinds))
 
-def _dressed(figure, title, height, l=50, empty=False):
+def _dressed(figure, title, height, l=50, empty=False, words=()):
     "The look of this page, and a word where there is nothing."
     if empty: figure.add_annotation(text="nothing to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
-    return figure.update_layout(title=title, template=PLAIN, height=height, margin=dict(l=l, r=60, t=70, b=40), bargap=.25)
+    title, more = headed(title, words)
+    return figure.update_layout(title=title, template=PLAIN, height=height + more, margin=dict(l=l, r=60, t=70 + more, b=40), bargap=.25)
 
 # %% ../../nbs/views/40_errors.ipynb #aaca60a3
 def error_profile(
@@ -62,8 +63,7 @@ def error_profile(
                                hovertemplate=f"{named(kind, 30)}: %{{customdata:,}} (%{{y:.1%}})<extra>%{{x}}</extra>") for i, kind in enumerate(kinds)])
     figure.update_layout(barmode="stack", yaxis=dict(title="share", tickformat=".0%", range=[0, 1]), xaxis_title="down the ranking, in multiples of the number of instances G",
                          legend=dict(orientation="h", y=-.25))
-    said = "".join(f"<br><sup>{words}</sup>" for words in thinned(len(profile), whole, "slices", "the first"))
-    return _dressed(figure, "Who stands at the top of the ranking" + said, 400, empty=not profile.size)
+    return _dressed(figure, "Who stands at the top of the ranking", 400, empty=not profile.size, words=thinned(len(profile), whole, "slices", "the first"))
 
 # %% ../../nbs/views/40_errors.ipynb #8efc859d
 def sensitivity_bars(
@@ -79,7 +79,7 @@ def sensitivity_bars(
         raise ValueError(f"sensitivity_bars: {len(edges)} edges, {len(instances)} counts, {len(ap)} AP and {len(recall)} recalls came; one edge more than groups is needed")
     edges, instances, ap, recall = (numbers(v, f"sensitivity_bars: {what}").reshape(-1) for v, what in ((edges, "edges"), (instances, "instances"), (ap, "AP"), (recall, "recall")))
     rows, name, unit, overall = evenly(len(ap), 40), named(name, 40), named(unit or "", 20), np.nan if overall is None else overall
-    said = "".join(f"<br><sup>{words}</sup>" for words in thinned(len(rows), len(ap), "groups", "evenly spread"))
+    said = thinned(len(rows), len(ap), "groups", "evenly spread")
     (low, high), instances, ap, recall = (edges[rows], edges[rows + 1]), np.nan_to_num(instances[rows]), ap[rows], recall[rows]
     groups = [f"{a:.3g} to {b:.3g}<br>({n:,.0f})" for a, b, n in zip(low, high, instances)]
     plain = lambda values: [None if not np.isfinite(v) else round(float(v), 4) for v in values]
@@ -88,7 +88,7 @@ def sensitivity_bars(
     if np.isfinite(overall): figure.add_hline(y=round(float(overall), 4), line=dict(color="#444444", dash="dash", width=1))
     figure.update_layout(yaxis=dict(range=[0, 1.12], title="fraction"), xaxis_title=f"{name}{f' ({unit})' * bool(unit)}, number of instances in brackets",
                          legend=dict(orientation="h", y=1.02, x=1, xanchor="right", yanchor="bottom"))
-    return _dressed(figure, f"By {name}{said}", 360, empty=not np.isfinite(np.r_[ap, recall]).any())
+    return _dressed(figure, f"By {name}", 360, empty=not np.isfinite(np.r_[ap, recall]).any(), words=said)
 
 # %% ../../nbs/views/40_errors.ipynb #30199342
 def operating_curve(
@@ -107,11 +107,10 @@ def operating_curve(
                         for i, name, colour in ((1, "precision", "#2ca02c"), (2, "recall", "#1f77b4"))])
     if np.isfinite(wanted): figure.add_hline(y=wanted, line=dict(color="#aaaaaa", width=1))
     words = f"precision {wanted:g} is not reached at any score" if score is None else f"keep scores from {score:.3g} for precision {wanted:g}"
-    words = "; ".join([words, *thinned(len(curve), whole, "points", "evenly spread")])
     if score is not None: figure.add_vline(x=float(score), line=dict(color="#444444", dash="dot"))
     figure.update_layout(hovermode="x unified", xaxis_title="smallest score that is kept", yaxis=dict(title="fraction", range=[0, 1.03]),
                          legend=dict(orientation="h", y=1.02, x=1, xanchor="right", yanchor="bottom"))
-    return _dressed(figure, f"Where to cut<br><sup>{words}</sup>", 380, empty=not len(curve))
+    return _dressed(figure, "Where to cut", 380, empty=not len(curve), words=[words, *thinned(len(curve), whole, "points", "evenly spread")])
 
 # %% ../../nbs/views/40_errors.ipynb #1b3326db
 def reliability(
@@ -125,11 +124,11 @@ def reliability(
     claimed, right, count = (numbers(v, f"reliability: {what}").reshape(-1) for v, what in ((claimed, "claimed scores"), (right, "shares of hits"), (count, "counts")))
     some = np.flatnonzero((count > 0) & np.isfinite(claimed) & np.isfinite(right) & np.isfinite(count))
     some, filled = some[evenly(len(some), 200)], len(some)
-    said = "; ".join([f"expected calibration error {error:.3f}", *thinned(len(some), filled, "bins", "evenly spread")])
+    said = [f"expected calibration error {error:.3f}", *thinned(len(some), filled, "bins", "evenly spread")]
     size = 6 + 22 * np.sqrt(count[some] / max(np.max(count[some], initial=0), 1))
     figure = go.Figure([go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=dict(color="#aaaaaa", dash="dash"), showlegend=False, hoverinfo="skip"),
                         go.Scatter(x=claimed[some].round(4).tolist(), y=right[some].round(4).tolist(), mode="lines+markers", showlegend=False,
                                    marker=dict(size=size.round(1).tolist(), color="#4c78a8"), customdata=count[some].astype(int).tolist(),
                                    hovertemplate="claimed %{x:.2f}, right %{y:.2f}<br>%{customdata:,} detections<extra></extra>")])
     figure.update_layout(xaxis=dict(title="claimed: mean score", range=[-.02, 1.02]), yaxis=dict(title="true: share of hits", range=[-.02, 1.02]))
-    return _dressed(figure, f"Can a score be believed?<br><sup>{said}</sup>", 400, empty=not len(some))
+    return _dressed(figure, "Can a score be believed?", 400, empty=not len(some), words=said)
