@@ -229,6 +229,8 @@ if rank == 1 and how == 'fails':
     time.sleep(1)
     raise ValueError('recording 17: the file is cut off')
 if rank == 1 and how == 'dies': os.kill(os.getpid(), 9)
+if rank == 1 and how == 'aborts': os.abort()
+if how == 'ends badly': __import__('atexit').register(os.abort)     # as gloo's threads may do when Python is taken down around them
 if rank == 1 and how == 'hangs': time.sleep(40)
 if how == 'lasts': time.sleep(600)
 gathered(b'')
@@ -253,12 +255,27 @@ def living(folder): return [pid for p in folder.glob("*.pid") if p.read_text() a
                             and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"]
 
 
-@pytest.mark.parametrize("how, says", [("fails", "ValueError: recording 17: the file is cut off"), ("dies", r"killed \(signal 9\)"),
+@pytest.mark.parametrize("how, says", [("fails", "ValueError: recording 17: the file is cut off"), ("dies", r"killed \(signal 9\).*want of memory"), ("aborts", r"(?s)killed \(signal 6\).*Fatal Python error: Aborted"),
                                        ("hangs", "process 0 of 2: another process stopped or did not answer")])
 def test_one_that_fails_takes_the_others_down_with_its_own_message(trouble, tmp_path, how, says, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(ChildProcessError, match=says) as caught: launch(trouble, 2, {"out": str(tmp_path), "how": how, "device": "cpu"}, timeout_s=8 if how == "hangs" else 60)
     assert ("ConnectionError" in str(caught.value)) == (how == "hangs")
+    assert len(list(tmp_path.glob("*.pid"))) == 2 and not living(tmp_path)
+
+
+def test_the_threads_of_a_group_end_with_it():
+    program = "import os\nfrom pathlib import Path\nfrom actloc.core.processes import gathered, joined\nsay = lambda: print(sum('gloo' in (task / 'comm').read_text() for task in Path('/proc/self/task').iterdir()))\n"
+    program += "with joined('cpu'):\n    import torch._dynamo     # as every optimizer does\n    gathered(b'')\n    say()\nsay()"
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    ran = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT | alone, capture_output=True, text=True, timeout=120)
+    inside, after = map(int, ran.stdout.split())
+    assert inside > 0 and after == 0, ran.stdout + ran.stderr
+
+
+def test_a_process_that_has_done_its_work_leaves_without_taking_python_down(trouble, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launch(trouble, 2, {"out": str(tmp_path), "how": "ends badly", "device": "cpu"}, timeout_s=60)
     assert len(list(tmp_path.glob("*.pid"))) == 2 and not living(tmp_path)
 
 

@@ -74,6 +74,7 @@ def joined(
         yield
         return
     import torch
+    import torch.distributed.nn     # keeps the group that it meets as a default argument, for good; so it is imported before there is one
 
     gpu = torch.cuda.is_available() and not device.startswith("cpu")
     if gpu: own_gpu()
