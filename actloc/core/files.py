@@ -114,4 +114,7 @@ def read_torch_weights(path: str | Path) -> dict:
     if not isinstance(state, dict): raise ValueError(f"{path}: a {type(state).__name__} came, a dictionary of tensors is needed")
     return state
 
-def first_line(error: Exception) -> str: return (str(error).splitlines() or [""])[0][:200]
+def first_line(error: BaseException) -> str:
+    "What an error says, in short."
+    try: return (str(error).splitlines() or ["no words"])[0][:200]
+    except Exception: return "no words"     # its own __str__ fails

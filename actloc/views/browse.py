@@ -8,13 +8,12 @@ __all__ = ['listed', 'which', 'compare', 'feature_picture', 'averaged', 'browse'
 # %% ../../nbs/views/73_browse.ipynb #8fe3989e
 # In:  recordings (id, duration_s, segments_s, labels, features, grid), their Detections in seconds.
 # Out: a figure with controls, or the plain figure.
-from textwrap import wrap
-
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .door import named, numbers
+from .style import headed
 from .timeline import timeline
 from .widgets import Control, choice, in_words, message, slider, touch
 
@@ -115,7 +114,7 @@ def looked_at(recording, lengths: np.ndarray, classes: tuple[str, ...] | None = 
     if np.isfinite(recording.duration_s): figure.add_vline(x=float(recording.duration_s), line=dict(color="#e45756", width=2), row=3, col=1)
     figure.update_layout(template=above.layout.template, barmode="overlay", title=above.layout.title, height=sum(heights) + 258, margin=dict(l=10, r=20, t=110, b=45))
     below = [f"{len(recording.labels):,} segments; red: its length among {len(lengths):,}", *said]
-    figure.layout.title.text += "".join(f"<br><sup>{line}</sup>" for words in below for line in wrap(words, 62))
+    figure.layout.title.text += headed("", below)[0]
     same = above.layout.xaxis.range
     figure.update_xaxes(range=same, row=1, col=1).update_xaxes(range=same, title="time (s)", row=2, col=1).update_xaxes(title="length of recordings (s)", row=3, col=1)
     figure.update_yaxes(**{name: above.layout.yaxis[name] for name in ("tickvals", "ticktext", "range", "showgrid", "zeroline")}, row=1, col=1)

@@ -15,8 +15,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
-from .door import headed, named, numbers, thinned
-from .style import PLAIN
+from .door import evenly, named, numbers, thinned
+from .style import dressed
 
 # %% ../../nbs/views/20_curves.ipynb #fdce3e65
 def read_log(
@@ -90,8 +90,8 @@ def loss_curves(
     words = [f"thin lines single iterations, thick lines the mean of {window}"] * (window > 1) + [f"values that are not finite: {broken:,}"] * bool(broken) + more
     figure.update_layout(yaxis2=dict(title="learning rate", overlaying="y", side="right", showgrid=False, rangemode="tozero",
                                      tickmode="auto", nticks=6, tickformat="~g"))
-    return _dressed(figure, title, words, "iteration", "loss (log scale)" if logarithmic else "loss", 420, not np.isfinite(values).any()) \
-        .update_yaxes(selector=dict(overlaying=None), **(dict(type="log", tickvals=[m * 10. ** e for e in range(-9, 10) for m in (1, 2, 5)],
+    return dressed(figure, named(title), words, 420, "" if np.isfinite(values).any() else "nothing to draw").update_xaxes(title="iteration") \
+        .update_yaxes(selector=dict(overlaying=None), title="loss (log scale)" if logarithmic else "loss", **(dict(type="log", tickvals=[m * 10. ** e for e in range(-9, 10) for m in (1, 2, 5)],
                                                               tickformat="~g") if logarithmic else {}))
 
 def _columns(log, losses):
@@ -108,14 +108,6 @@ def _short(values):
     "Numbers with five significant digits, as a list; None where not finite."
     return [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]
 
-def _dressed(figure, title, words, x, y, height, empty):
-    "Axis titles, a legend below, a word about what is missing."
-    if empty: figure.add_annotation(text="nothing to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
-    figure.update_xaxes(title=x).update_yaxes(title=y, selector=dict(overlaying=None))
-    title, more = headed(named(title), words)
-    return figure.update_layout(title=title, template=PLAIN, height=height + more,
-                                legend=dict(orientation="h", x=0, y=-.2, yanchor="top"), margin=dict(l=10, r=10, t=60 + more, b=50))
-
 # %% ../../nbs/views/20_curves.ipynb #e263e111
 def precision_recall_curves(
     curves: list[tuple],   # (name, precision [M], recall [M], ap) per class; ap NaN: a class without truth
@@ -130,24 +122,19 @@ def precision_recall_curves(
         if len(precision) != len(recall):
             raise ValueError(f"precision_recall_curves: class {name} came with {len(precision)} precisions but {len(recall)} recalls")
     known = sorted((i for i, curve in enumerate(curves) if np.isfinite(curve[3])), key=lambda i: -curves[i][3])
-    shown = [known[i] for i in _evenly(len(known), max_shown)]
+    shown = [known[i] for i in evenly(len(known), max_shown)]
     figure = go.Figure()
     for i in shown:                                              # the colour belongs to the class, as in the other figures
         name, precision, recall, ap = curves[i]
-        even = _evenly(len(recall), max_points)
+        even = evenly(len(recall), max_points)
         x, y = ([0.] if len(recall) == 0 else np.asarray(v, np.float64)[even].round(4).tolist() for v in (recall, precision))
         figure.add_scatter(x=[0.] + x, y=y[:1] + y, mode="lines", line=dict(color=qualitative.T10[i % 10], dash=("solid", "dash")[i // 10 % 2]),
                            name=f"{named(name, 40)} ({ap:.2f})", hovertemplate=f"{named(name)}<br>recall %{{x:.2f}}, precision %{{y:.2f}}<extra></extra>")
     missing = len(curves) - len(known)
     words = ["AP in brackets"] * bool(shown) + [f"{len(shown)} of {len(known)} classes shown"] * (len(shown) < len(known))
     words += [f"{missing} without any true segment left out"] * bool(missing)
-    figure.update_xaxes(range=[0, 1.01]).update_yaxes(range=[0, 1.03])
-    return _dressed(figure, f"Precision and recall at tIoU {tiou:g}", words, "recall (fraction of the true segments)",
-                    "precision (fraction of the detections)", 440 + 8 * len(shown), not shown)
-
-def _evenly(length, most):
-    "At most `most` indices from 0 to length - 1, evenly spread, both ends included."
-    return np.unique(np.linspace(0, max(length - 1, 0), most).round().astype(int))[:length]
+    figure.update_xaxes(range=[0, 1.01], title="recall (fraction of the true segments)").update_yaxes(range=[0, 1.03], title="precision (fraction of the detections)")
+    return dressed(figure, f"Precision and recall at tIoU {tiou:g}", words, 440 + 8 * len(shown), "" if shown else "nothing to draw")
 
 # %% ../../nbs/views/20_curves.ipynb #592b172e
 def class_ap_bars(
@@ -164,7 +151,7 @@ def class_ap_bars(
                          "one row per tIoU, one column per class")
     known = np.flatnonzero(np.isfinite(ap).all(0))
     order = known[np.argsort(-ap[:, known].mean(0), kind="stable")]
-    rows = order[_evenly(len(order), max_shown)]
+    rows = order[evenly(len(order), max_shown)]
     mean, low, high = ap[:, rows].mean(0), ap[:, rows].min(0, initial=1), ap[:, rows].max(0, initial=0)
     names = [named(classes[k], 22) for k in rows]
     at = f"tIoU {tiou.min():g}" + (f" to {tiou.max():g}" if len(tiou) > 1 else "")
@@ -179,7 +166,7 @@ def class_ap_bars(
     words += [f"{len(rows)} of {len(known)} classes shown"] * (len(rows) < len(known))
     words += [f"{len(classes) - len(known)} without any true segment left out"] * (len(known) < len(classes))
     if len(known): figure.add_vline(x=round(float(average), 4), line=dict(color="#444444", dash="dash", width=1))
-    _dressed(figure, f"Average precision by class at {at}", words, "AP (fraction)", None, 150 + 26 * max(len(rows), 3), not len(known))
-    figure.update_xaxes(range=[0, 1.01])
+    dressed(figure, f"Average precision by class at {at}", words, 150 + 26 * max(len(rows), 3), "" if len(known) else "nothing to draw")
+    figure.update_xaxes(title="AP (fraction)", range=[0, 1.01])
     return figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, range=[max(len(rows), 1) - .5, -.5],
                                ticklabelstandoff=5, automargin=True)

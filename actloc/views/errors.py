@@ -14,8 +14,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .door import evenly, headed, named, numbers, thinned
-from .style import PLAIN
+from .door import evenly, named, numbers, thinned
+from .style import dressed
 
 # %% ../../nbs/views/40_errors.ipynb #f7558085
 COLOURS = {"hit": "#2ca02c", "double detection": "#9467bd", "location": "#ff7f0e", "wrong label": "#d62728", "both": "#8c564b",
@@ -31,21 +31,15 @@ def error_gains(
     "How often each kind of error occurs and what repairing it would give. Raises ValueError for columns of different length."
     if not len(kinds) == len(counts) == len(gains):
         raise ValueError(f"error_gains: {len(kinds)} kinds, {len(counts)} counts and {len(gains)} gains came; one of each per kind is needed")
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=.04, column_widths=[.6, .4], subplot_titles=("gain in mAP if repaired", "how many"))
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=.12, column_widths=[.6, .4], subplot_titles=("mAP gained if repaired", "number"))
     colours, names = [COLOURS.get(kind, OTHER) for kind in kinds], [named(kind, 30) for kind in kinds]
     counts, gains = (np.nan_to_num(numbers(v, f"error_gains: {what}"), posinf=0, neginf=0).reshape(-1).tolist() for v, what in ((counts, "counts"), (gains, "gains")))
-    for column, values, text in ((1, [round(float(g), 4) for g in gains], [f"{g:+.3f}" for g in gains]), (2, list(map(int, counts)), [f"{n:,}" for n in counts])):
+    for column, values, text in ((1, [round(float(g), 4) for g in gains], [f"{g:+.3f}" for g in gains]), (2, list(map(int, counts)), [f"{n:,.0f}" for n in counts])):
         figure.add_bar(x=values, y=names, orientation="h", marker_color=colours, text=text, textposition="outside", cliponaxis=False, showlegend=False,
                        hovertemplate="%{y}: %{text}<extra></extra>", row=1, col=column)
-        figure.update_xaxes(range=[0, 1.25 * max(max(values, default=0), 1e-9)], row=1, col=column)      # room for the text
+        figure.update_xaxes(range=[0, 1.4 * max(max(values, default=0), 1e-9)], row=1, col=column)      # room for the text
     figure.update_yaxes(autorange="reversed")
-    return _dressed(figure, f"What each kind of error costs (mAP {mAP:.3f})", 140 + 34 * max(len(kinds), 2), l=120, empty=not len(kinds))
-
-def _dressed(figure, title, height, l=50, empty=False, words=()):
-    "The look of this page, and a word where there is nothing."
-    if empty: figure.add_annotation(text="nothing to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
-    title, more = headed(title, words)
-    return figure.update_layout(title=title, template=PLAIN, height=height + more, margin=dict(l=l, r=60, t=70 + more, b=40), bargap=.25)
+    return dressed(figure, f"What each kind of error costs (mAP {mAP:.3f})", [], 140 + 34 * max(len(kinds), 2), "" if len(kinds) else "nothing to draw", l=120, r=60, t=70, b=40).update_layout(bargap=.25)
 
 # %% ../../nbs/views/40_errors.ipynb #aaca60a3
 def error_profile(
@@ -61,9 +55,8 @@ def error_profile(
     share, slices = profile / np.maximum(profile.sum(1, keepdims=True), 1), [f"{i + 1}G" for i in range(len(profile))]
     figure = go.Figure([go.Bar(name=named(kind, 30), x=slices, y=share[:, i].round(4).tolist(), marker_color=COLOURS.get(kind, OTHER), customdata=profile[:, i].tolist(),
                                hovertemplate=f"{named(kind, 30)}: %{{customdata:,}} (%{{y:.1%}})<extra>%{{x}}</extra>") for i, kind in enumerate(kinds)])
-    figure.update_layout(barmode="stack", yaxis=dict(title="share", tickformat=".0%", range=[0, 1]), xaxis_title="down the ranking, in multiples of the number of instances G",
-                         legend=dict(orientation="h", y=-.25))
-    return _dressed(figure, "Who stands at the top of the ranking", 400, empty=not profile.size, words=thinned(len(profile), whole, "slices", "the first"))
+    figure.update_layout(barmode="stack", yaxis=dict(title="share", tickformat=".0%", range=[0, 1]), xaxis_title="rank, in multiples of the instances (G)")
+    return dressed(figure, "Who stands at the top of the ranking", thinned(len(profile), whole, "slices", "the first"), 400, "" if profile.size else "nothing to draw").update_layout(bargap=.25)
 
 # %% ../../nbs/views/40_errors.ipynb #8efc859d
 def sensitivity_bars(
@@ -86,9 +79,9 @@ def sensitivity_bars(
     figure = go.Figure([go.Bar(name="normalised AP", x=groups, y=plain(ap), marker_color="#4c78a8", text=[f"{v:.2f}" if np.isfinite(v) else "" for v in ap], textposition="outside"),
                         go.Scatter(name="recall", x=groups, y=plain(recall), mode="lines+markers", line=dict(color="#e45756", dash="dot"))])
     if np.isfinite(overall): figure.add_hline(y=round(float(overall), 4), line=dict(color="#444444", dash="dash", width=1))
-    figure.update_layout(yaxis=dict(range=[0, 1.12], title="fraction"), xaxis_title=f"{name}{f' ({unit})' * bool(unit)}, number of instances in brackets",
-                         legend=dict(orientation="h", y=1.02, x=1, xanchor="right", yanchor="bottom"))
-    return _dressed(figure, f"By {name}", 360, empty=not np.isfinite(np.r_[ap, recall]).any(), words=said)
+    figure.update_layout(yaxis=dict(range=[0, 1.12], title="fraction"), xaxis_title=f"{name}{f' ({unit})' * bool(unit)}, number of instances in brackets")
+    dressed(figure, f"By {name}", said, 360, "" if np.isfinite(np.r_[ap, recall]).any() else "nothing to draw")
+    return figure.update_layout(bargap=.25, legend_y=-.3)     # below the labels of two lines
 
 # %% ../../nbs/views/40_errors.ipynb #30199342
 def operating_curve(
@@ -108,9 +101,8 @@ def operating_curve(
     if np.isfinite(wanted): figure.add_hline(y=wanted, line=dict(color="#aaaaaa", width=1))
     words = f"precision {wanted:g} is not reached at any score" if score is None else f"keep scores from {score:.3g} for precision {wanted:g}"
     if score is not None: figure.add_vline(x=float(score), line=dict(color="#444444", dash="dot"))
-    figure.update_layout(hovermode="x unified", xaxis_title="smallest score that is kept", yaxis=dict(title="fraction", range=[0, 1.03]),
-                         legend=dict(orientation="h", y=1.02, x=1, xanchor="right", yanchor="bottom"))
-    return _dressed(figure, "Where to cut", 380, empty=not len(curve), words=[words, *thinned(len(curve), whole, "points", "evenly spread")])
+    figure.update_layout(hovermode="x unified", xaxis_title="smallest score that is kept", yaxis=dict(title="fraction", range=[0, 1.03]))
+    return dressed(figure, "Where to cut", [words, *thinned(len(curve), whole, "points", "evenly spread")], 380, "" if len(curve) else "nothing to draw")
 
 # %% ../../nbs/views/40_errors.ipynb #1b3326db
 def reliability(
@@ -131,4 +123,4 @@ def reliability(
                                    marker=dict(size=size.round(1).tolist(), color="#4c78a8"), customdata=count[some].astype(int).tolist(),
                                    hovertemplate="claimed %{x:.2f}, right %{y:.2f}<br>%{customdata:,} detections<extra></extra>")])
     figure.update_layout(xaxis=dict(title="claimed: mean score", range=[-.02, 1.02]), yaxis=dict(title="true: share of hits", range=[-.02, 1.02]))
-    return _dressed(figure, "Can a score be believed?", 400, empty=not len(some), words=said)
+    return dressed(figure, "Can a score be believed?", said, 400, "" if len(some) else "nothing to draw")

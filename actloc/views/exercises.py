@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Verdict', 'check', 'difference', 'plain', 'numbers', 'untied', 'kind', 'shape', 'short', 'of_function', 'takes',
-           'called', 'first_line', 'copied']
+           'called', 'copied']
 
 # %% ../../nbs/views/75_exercises.ipynb #6e9e06fc
 # In:  an answer, and the solution: a value, or a function with examples to try it on.
@@ -15,6 +15,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
+
+from ..core.files import first_line
 
 # %% ../../nbs/views/75_exercises.ipynb #967e0ef9
 @dataclass(frozen=True)
@@ -126,11 +128,6 @@ def called(function) -> str:
     "The name of a function; `it` for one without."
     try: return str(function.__name__)
     except Exception: return "it"
-
-def first_line(error: BaseException) -> str:
-    "What an error says, in short."
-    try: return (str(error).splitlines() or ["no words"])[0][:120]
-    except Exception: return "no words"
 
 def copied(x):
     "A copy, so that an answer that changes its arguments spoils nothing."

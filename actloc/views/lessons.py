@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from ..core.segments import FeatureGrid
 from .door import evenly, named, numbers, thinned
-from .style import PLAIN
+from .style import PLAIN, dressed, headed
 
 # %% ../../nbs/views/72_lessons.ipynb #e80b9300
 def points_figure(
@@ -43,11 +43,10 @@ def points_figure(
                            dots(position[mine], level[mine], colour, 11, f"{verb} action {g}")])
     shown = sum(len(trace.x) for trace in figure.data if trace.mode == "markers")
     missing = thinned(len(drawn), len(segments), "actions", "evenly spread") + thinned(shown, len(owner), "points", "evenly spread") * (shown < .9 * len(owner))
-    if not len(position): figure.add_annotation(text="no point to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
     counts = [f"level {l}: {n}" for l in range(levels) if (n := int((level[owner >= 0] == l).sum()))]
     words = dict(tickvals=[*range(levels), -1], ticktext=[*(f"level {l}" for l in range(levels)), "actions"], range=[-1.4 - .5 * min(max(len(segments) - 1, 0), 3), levels - .6], showgrid=False, zeroline=False)
-    return figure.update_layout(dict(template=PLAIN, height=120 + 44 * (levels + 1), showlegend=False, xaxis_title="feature grid (steps)", yaxis=words,
-                     title=dict(text=f"{(owner >= 0).sum()} of {len(owner)} points {verb}<br><sup>{'; '.join([', '.join(counts), *missing])}</sup>", x=.02), margin=dict(l=10, r=15, t=60, b=45)))
+    figure.update_layout(dict(showlegend=False, xaxis_title="feature grid (steps)", yaxis=words))
+    return dressed(figure, f"{(owner >= 0).sum()} of {len(owner)} points {verb}", [", ".join(counts), *missing] if counts else missing, 120 + 44 * (levels + 1), "" if len(position) else "no point to draw")
 
 def columns(where: str, **values) -> list[np.ndarray]:
     "Columns of one length. Raises ValueError for others."
@@ -162,8 +161,8 @@ def operating_point(
     figure.add_shape(type="line", x0=0, x1=1, xref="x2 domain", y0=threshold, y1=threshold, yref="y2", line=dict(color="#2a3f5f", dash="dot", width=1))
     return figure.update_layout(
         height=640, xaxis=dict(title="recall", range=[0, 1.02]), yaxis=dict(title=dict(text="precision", standoff=10), range=[0, 1.05], domain=[.58, 1]), xaxis2=dict(anchor="y2"),
-        yaxis2=dict(anchor="x2", domain=[0, .42]), title=f"score at least {threshold:.2f}<br><sup>" + (
-            f"precision {here[1][0]:.2f}, recall {here[0][0]:.2f}: {last + 1} of {len(scores)} detections count" if last >= 0 else "no detection reaches it") + "</sup>",
+        yaxis2=dict(anchor="x2", domain=[0, .42]), title=headed(f"score at least {threshold:.2f}", [
+            f"precision {here[1][0]:.2f}, recall {here[0][0]:.2f}: {last + 1} of {len(scores)} detections count" if last >= 0 else "no detection reaches it"])[0],
         legend=dict(y=-.13))
 
 # %% ../../nbs/views/72_lessons.ipynb #8a07e9fe
@@ -193,9 +192,8 @@ def grid_figure(
         line(segment, [bottom] * 2, "#F58518", 10),
         line([segment[0]] * 2 + [None] + [segment[1]] * 2, [bottom, 0, 0, bottom, 0], "#F58518", 1)])
     place, naive = (", ".join(f"{x:.1f}" for x in f(np.array(segment, float))) for f in (grid.to_grid, lambda s: s * fps / stride))
-    said = f"without the half window: {naive}; features every {stride / fps:.2g} s" + ("; some frames are never seen" if num_frames < stride else "")
-    return figure.update_layout(template=PLAIN, height=190 + 22 * rows, showlegend=False, title=dict(text=f"The action is at steps {place}<br><sup>{said}</sup>", x=.02), margin=dict(l=10, r=15, t=60, b=45),
-                                xaxis=dict(title="seconds", range=[0, seconds]), yaxis=dict(tickvals=[0, -1, bottom], ticktext=["frames", "windows", "action"], range=[bottom - .7, .7], showgrid=False, zeroline=False))
+    said = [f"without the half window: {naive}", f"features every {stride / fps:.2g} s", *["some frames are never seen"] * (num_frames < stride)]
+    return dressed(figure, f"The action is at steps {place}", said, 190 + 22 * rows).update_layout(showlegend=False, xaxis=dict(title="seconds", range=[0, seconds]), yaxis=dict(tickvals=[0, -1, bottom], ticktext=["frames", "windows", "action"], range=[bottom - .7, .7], showgrid=False, zeroline=False))
 
 # %% ../../nbs/views/72_lessons.ipynb #edaad890
 def sight_figure(

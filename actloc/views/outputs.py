@@ -16,7 +16,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ..core.records import Detections
-from .door import drawn_from, headed, named
+from .door import drawn_from, named
 
 # %% ../../nbs/views/60_outputs.ipynb #5624725f
 def in_order(
@@ -185,7 +185,7 @@ def lanes(
     import plotly.graph_objects as go
     from plotly.colors import qualitative
 
-    from actloc.views.style import PLAIN
+    from actloc.views.style import dressed
     from actloc.views.timeline import bars, strongest
 
     shown, said = strongest(drawn_from(found, "lanes", len(classes)), threshold, max_shown, "detections")
@@ -195,12 +195,10 @@ def lanes(
     for row, k in enumerate(rows):
         mine, colour = shown[shown.labels == k], qualitative.T10[k % 10]
         figure.add_trace(bars(mine, row, colour, f"<b>{named(classes[k])}</b>", [f", score {s:.2f}" for s in mine.scores], colour).update(width=.6))
-    if not rows: figure.add_annotation(text="no detection to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
     end = duration_s if 0 < duration_s < float("inf") else max(shown.segments.max(initial=0), 1.)
-    title, more = headed("darker is surer", said)
     figure.update_xaxes(title="time (s)", range=[0, float(end)])
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[named(classes[k], 22) for k in rows], range=[max(len(rows), 1) - .5, -.5], showgrid=False, zeroline=False, ticklabelstandoff=5)
-    return figure.update_layout(title=title, barmode="overlay", template=PLAIN, height=110 + more + 34 * max(len(rows), 1), margin=dict(l=10, r=20, t=50 + more, b=50))
+    return dressed(figure, "darker is surer", said, 110 + 34 * max(len(rows), 1), "" if rows else "no detection to draw", t=50).update_layout(barmode="overlay")
 
 # %% ../../nbs/views/60_outputs.ipynb #421dee04
 SEEK = """

@@ -17,9 +17,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
-from .door import evenly, headed, named, numbers, thinned
+from .door import evenly, named, numbers, thinned
 from .report import page, write_report
-from .style import PLAIN
+from .style import dressed
 
 # %% ../../nbs/views/50_runs.ipynb #61a2ac4f
 def metric_against(
@@ -48,7 +48,7 @@ def metric_against(
     words = [f"{len(x) - known} of {len(x)} runs lack one of the two and are left out"] * (known < len(x)) + thinned(len(whole), known, "runs", "evenly spread")
     words += [f"{max_lines} of {len(names)} lines shown"] * (len(names) > max_lines)
     figure.update_xaxes(**_axis([x[i] for i in whole], numeric), title=parameter).update_yaxes(title=metric)
-    return _dressed(figure, f"{metric} against {parameter}", ["points: runs, line: their mean", *words] if whole else words, 400 + 12 * min(len(names), max_lines), not whole)
+    return dressed(figure, f"{metric} against {parameter}", ["points: runs, line: their mean", *words] if whole else words, 400 + 12 * min(len(names), max_lines), "" if whole else "nothing to draw")
 
 # %% ../../nbs/views/50_runs.ipynb #4519656d
 def _draw(figure, x, y, runs, name, colour, legend):
@@ -73,13 +73,6 @@ def _natural(text):
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)]
 
 def _rounded(values): return [float(f"{v:.6g}") for v in values]
-
-def _dressed(figure, title, words, height, empty):
-    "The look of this page."
-    if empty: figure.add_annotation(text="nothing to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
-    title, more = headed(title, words)
-    return figure.update_layout(title=title, template=PLAIN, height=height + more,
-                                margin=dict(l=10, r=20, t=70 + more, b=50), legend=dict(orientation="h", x=0, y=-.22, yanchor="top"))
 
 # %% ../../nbs/views/50_runs.ipynb #b64d3277
 def class_differences(
@@ -111,7 +104,7 @@ def class_differences(
     short = [named(classes[k], 22) for k in rows]
     figure.update_xaxes(title=f"AP of {names[1]} minus AP of {names[0]} (fraction)")
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=short, range=[max(len(rows), 1) - .5, -.5])
-    return _dressed(figure, f"{names[1]} against {names[0]} by class", words, 170 + 24 * max(len(rows), 3), not len(rows))
+    return dressed(figure, f"{names[1]} against {names[0]} by class", words, 170 + 24 * max(len(rows), 3), "" if len(rows) else "nothing to draw")
 
 # %% ../../nbs/views/50_runs.ipynb #d1cc49a6
 SORT = """for (const table of document.querySelectorAll("table")) {

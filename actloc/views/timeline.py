@@ -14,8 +14,8 @@ from plotly.colors import qualitative
 
 from ..core.records import Detections, Recording
 from ..core.segments import tiou
-from .door import drawn_from, headed, named
-from .style import PLAIN
+from .door import drawn_from, named
+from .style import dressed
 
 # %% ../../nbs/views/10_timeline.ipynb #b61d3089
 def strongest(
@@ -87,22 +87,18 @@ def timeline(
         pair = (bars(solid, row - half, colour, f"<b>{named(name)}</b>, annotated", [""] * len(truth), "#333333"),
                 bars(mine, row + half, colour, f"<b>{named(name)}</b>, detected", lines, colour))
         figure.add_traces([trace for trace in pair if trace.x])
-    return _dressed(figure, recording, [named(_name(k, classes), 22) for k in rows], detections is not None, said)
+    return _on_time(figure, recording, [named(_name(k, classes), 22) for k in rows], detections is not None, said)
 
 def _name(k, classes):
     "What a class is called."
     return f"class {k}" if classes is None else classes[k]
 
-def _dressed(figure, recording, names, compared, said):
+def _on_time(figure, recording, names, compared, said):
     "Axes, title and the words about what is missing."
-    title, more = headed(named(recording.id, 46), ["above: annotated; below: detected (stronger: higher score)" if compared else "annotated segments", *said])
+    words = ["above: annotated; below: detected (stronger: higher score)" if compared else "annotated segments", *said]
     ends = [recording.duration_s, *(end for trace in figure.data for end in np.add(trace.base, trace.x).tolist())]
     end = ends[0] if np.isfinite(ends[0]) and ends[0] > 0 else max([v for v in ends if np.isfinite(v) and v > 0], default=1.)
-    if not names:
-        figure.add_annotation(text="no segment to draw", x=.5, y=.5, xref="paper", yref="paper", showarrow=False)
     figure.update_xaxes(title="time (s)", range=[0, end])
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[max(len(names), 1) - .5, -.5],
                         showgrid=False, zeroline=False, ticklabelstandoff=5, automargin=True)
-    figure.update_layout(title=title, barmode="overlay", template=PLAIN,
-                         height=130 + more + 44 * max(len(names), 1), margin=dict(l=10, r=20, t=60 + more, b=50))
-    return figure
+    return dressed(figure, named(recording.id, 46), words, 130 + 44 * max(len(names), 1), "" if names else "no segment to draw").update_layout(barmode="overlay")
