@@ -19,6 +19,7 @@ from pathlib import Path
 from .data_commands import add_data_commands, command, say
 from .experiments import Asked, ask, differences, failure
 from ..core.files import read_json
+from ..core.processes import sleepy_threads
 
 # %% ../../nbs/app/30_cli.ipynb #6f46ab45
 def train(args) -> int:
@@ -79,7 +80,7 @@ def execute(path: Path, executed: Path, parameters: dict):
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     said = lambda record: bool(record.getMessage().strip()) and not record.getMessage().startswith(("Executing", "Ending", "Input Notebook", "Output Notebook"))
     for handler in logging.getLogger().handlers: handler.addFilter(said)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sleepy_threads()
     executed.parent.mkdir(parents=True, exist_ok=True)
     quiet = ["--IPKernelApp.log_level=ERROR"]       # ipykernel would warn that its connection within this machine is not encrypted
     try: papermill.execute_notebook(str(path), str(executed), parameters, kernel_name="python3", log_output=True, progress_bar=False, autosave_cell_every=0, extra_arguments=quiet)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from .experiments import check_types, failure, read_value
 from ..core.files import read_json, refuse_unknown, replacing
+from ..core.processes import sleepy_threads
 
 # %% ../../nbs/app/50_sweep.ipynb #b21a0bd0
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def kernel_manager(limits: Limits, gpu: int | None, late: threading.Event, log: 
     class Limited(AsyncKernelManager):
         async def _async_start_kernel(self, **options):
             environment = dict(options.pop("env", None) or os.environ)
-            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            sleepy_threads(environment)
             if gpu is not None: environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
             with open(log, "a") as said:
                 await super()._async_start_kernel(env=environment, stdout=said, stderr=said, pass_fds=(lock,), preexec_fn=first_of_all(limits.memory_gb), **options)
