@@ -390,14 +390,19 @@ def test_two_files_of_one_name(folder, tmp_path):
 
 
 def test_few_videos_stay_open(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "OPEN", 2), monkeypatch.setattr(clips, "KNOWN", 3)
     for i in range(6): write_video(tmp_path / f"v{i}.mp4", [scene(n) for n in range(3)], FPS)
+    one = open_video(tmp_path / "v0.mp4")
+    monkeypatch.setattr(clips, "OPEN_BYTES", 2 * clips.open_bytes(one)), monkeypatch.setattr(clips, "TABLES_BYTES", 3 * clips.table_bytes(one))
     videos, made = VideoFolder(tmp_path), []
     monkeypatch.setattr(clips, "open_video", lambda *a: made.append(a[0].stem) or open_video(*a))
     for i in (0, 1, 2, 0, 3, 4, 0, 5, 1, 1): videos(f"v{i}").read([0])
     assert made == ["v0", "v1", "v2", "v3", "v4", "v5", "v1"]                    # v0 was always among the last three
-    assert [p.stem for p in videos.known] == ["v0", "v5", "v1"] and [p.stem for p in videos.open] == ["v5", "v1"]
-    assert [len(v.decoders.free) for v in videos.known.values()] == [0, 1, 1]
+    assert [p.stem for p in videos.known.things] == ["v0", "v5", "v1"] and [p.stem for p in videos.open.things] == ["v5", "v1"]
+    assert [len(v.decoders.free) for v in videos.known.things.values()] == [0, 1, 1]
+    monkeypatch.setattr(videos.known, "room", 1)                                  # a table that goes takes its open file along
+    videos("v2").read([0])
+    assert list(videos.known.things) == list(videos.open.things) == [tmp_path / "v2.mp4"] and videos.known.held == clips.table_bytes(one)
+    monkeypatch.undo()
     again = pickle.loads(pickle.dumps(videos))
     np.testing.assert_array_equal(again("v5").read([2]), videos("v5").read([2]))
 
