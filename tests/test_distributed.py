@@ -230,6 +230,7 @@ if rank == 1 and how == 'fails':
     raise ValueError('recording 17: the file is cut off')
 if rank == 1 and how == 'dies': os.kill(os.getpid(), 9)
 if rank == 1 and how == 'aborts': os.abort()
+if rank == 1 and how == 'exits': raise SystemExit('no such folder: films')
 if how == 'ends badly': __import__('atexit').register(os.abort)     # as gloo's threads may do when Python is taken down around them
 if rank == 1 and how == 'hangs': time.sleep(40)
 if how == 'lasts': time.sleep(600)
@@ -255,7 +256,7 @@ def living(folder): return [pid for p in folder.glob("*.pid") if p.read_text() a
                             and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"]
 
 
-@pytest.mark.parametrize("how, says", [("fails", "ValueError: recording 17: the file is cut off"), ("dies", r"killed \(signal 9\).*want of memory"), ("aborts", r"(?s)killed \(signal 6\).*Fatal Python error: Aborted"),
+@pytest.mark.parametrize("how, says", [("fails", "ValueError: recording 17: the file is cut off"), ("dies", r"killed \(signal 9\).*want of memory"), ("aborts", r"(?s)killed \(signal 6\).*Fatal Python error: Aborted"), ("exits", r"(?s)exit code 1;.*no such folder: films"),
                                        ("hangs", "process 0 of 2: another process stopped or did not answer")])
 def test_one_that_fails_takes_the_others_down_with_its_own_message(trouble, tmp_path, how, says, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -81,7 +81,9 @@ def leave_after(main):
     "Ends this process when `main` returns or raises, at once: the interpreter is not taken down around threads that still run."
     code = 1
     try: main(); code = 0
-    except SystemExit as left: code = left.code     # argparse has said why
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str): print(left.code, file=sys.stderr)
     except BaseException: traceback.print_exc()
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(code)
@@ -128,10 +130,10 @@ def failure_in(folder: Path, nproc: int) -> str:
         return f"one of {nproc} processes failed: {message['message'] if isinstance(message, dict) else message}"
     said = (folder / "said").read_text(errors="replace")
     codes = [int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", said)]      # that of the root cause comes last
-    if codes and codes[-1] < 0:
-        why = ", usually for want of memory" if codes[-1] == -signal.SIGKILL else f"; it said: {said.partition('failed (exitcode')[0][-2000:]}"
-        return f"one of {nproc} processes was killed (signal {-codes[-1]}); the same parameters continue from the newest checkpoint{why}"
-    return f"{nproc} processes could not be started or failed without a word: {said[-2000:]}"
+    if not codes: return f"{nproc} processes could not be started: {said[-2000:]}"
+    if codes[-1] == -signal.SIGKILL: return f"one of {nproc} processes was killed (signal 9), usually for want of memory; the same parameters continue from the newest checkpoint"
+    how = f"was killed (signal {-codes[-1]})" if codes[-1] < 0 else f"left with exit code {codes[-1]}"
+    return f"one of {nproc} processes {how}; the same parameters continue from the newest checkpoint. It said: {said.partition('failed (exitcode')[0][-2000:]}"
 
 # %% ../../nbs/app/45_distributed.ipynb #dbfea5d2
 if __name__ == "__main__" and __package__:     # python -m; a notebook has no package
