@@ -181,6 +181,12 @@ def test_files_in_avas_layout(data, tmp_path):
     assert asdict(MemoryConfig(grid=[2, 2]))["grid"] == (2, 2)
 
 
+@pytest.mark.parametrize("wrong, says", [({"window_s": -1}, "a window of 0 s or more"), ({"window_s": float("nan")}, "a window of 0 s"), ({"window_s": "10"}, "a window of 0 s"), ({"per_second": 0}, "at least one actor"),
+                                         ({"per_second": 2.5}, "at least one actor"), ({"grid": [0, 2]}, "two whole numbers from 1"), ({"grid": [2]}, "two whole numbers"), ({"grid": 2}, "two whole numbers")])
+def test_a_memory_that_cannot_be_is_refused(wrong, says):
+    with pytest.raises(ValueError, match=says): MemoryConfig.from_dict(wrong)
+
+
 @pytest.mark.parametrize("change, says", [
     (lambda text: text.replace(",1,", ",99,", 1), "99"),
     (lambda text: "train_000,0005,0.5,0.5,0.2,0.9,1,1\n" + text, "row 1"),

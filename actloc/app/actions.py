@@ -181,6 +181,12 @@ class MemoryConfig(Settings):
     per_second: int = 5                # actors of each second
     grid: tuple | None = None          # positions that entries keep: None all, (1, 1) vectors
 
+    def __post_init__(self):
+        super().__post_init__()
+        whole = lambda n: isinstance(n, int) and n >= 1
+        if not (isinstance(self.window_s, (int, float)) and self.window_s >= 0 and whole(self.per_second)): raise ValueError(f"{self} came; a window of 0 s or more, and at least one actor per second, are needed")
+        if self.grid is not None and not (isinstance(self.grid, tuple) and len(self.grid) == 2 and all(map(whole, self.grid))): raise ValueError(f"{self} came; a grid of two whole numbers from 1 is needed, or none")
+
 def remembering(
     batches: ClipBatches,
     detected: People,         # who goes into the feature bank
